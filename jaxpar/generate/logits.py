@@ -1,0 +1,26 @@
+"""Logits of tokens under a model, as NumPy."""
+
+import jax
+import numpy as np
+
+from jaxpar.nn.places import Places, whole
+from jaxpar.partition.layout import Placed
+from jaxpar.partition.place import under
+from jaxpar.train.state import Recipe
+
+
+def logits_of(recipe: Recipe, placed: Placed, params, tokens) -> np.ndarray:
+    """Logits [B, T, V] of rows of ids [B, T], each one document from its start."""
+    anatomy = recipe.anatomy()
+
+    def run(params, tokens, where: Places):
+        with under(placed, recipe.precision):
+            model = recipe.merge(anatomy, params)
+            x, _ = model(tokens, where)
+            return model.unembed(x)
+
+    tokens = np.asarray(tokens, np.int32)
+    where = Places(*(np.asarray(part) for part in whole(tokens)))
+    put = placed.sharding(("batch", "seq"))
+    logits = jax.jit(run)(params, *jax.device_put((tokens, where), put))
+    return np.asarray(jax.device_get(logits))[..., : recipe.model.vocab_size]

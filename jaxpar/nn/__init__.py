@@ -1,0 +1,1 @@
+"""Single-device mathematics, in which parallelism appears only as names."""

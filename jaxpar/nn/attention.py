@@ -1,0 +1,155 @@
+"""Causal grouped-query attention that stays inside a document."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxpar.nn.dense import dense, plus
+from jaxpar.nn.norm import NormConfig
+from jaxpar.nn.param import constant, fan_in, param, wide
+from jaxpar.nn.places import Places
+from jaxpar.nn.rope import rotate
+from jaxpar.partition.place import constrain, note
+from jaxpar.partition.sequence import over_seq
+
+
+@dataclasses.dataclass(frozen=True)
+class NoNorm(NormConfig):
+    """No normalisation at all."""
+
+    def build(self, *, rngs: nnx.Rngs, **dims: int) -> nnx.Module:
+        return Same()
+
+
+class Same(nnx.Module):
+    """The identity."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """Heads and what is done to queries and keys.
+
+    rope_theta 0 leaves positions to the embedding; window 0 sees the whole document.
+    """
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    bias: bool = False
+    qk_norm: NormConfig = NoNorm()
+    rope_theta: float = 10_000.0
+    window: int = 0
+
+    def __post_init__(self):
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"n_heads={self.n_heads} is no multiple of n_kv_heads="
+                f"{self.n_kv_heads}."
+            )
+        if self.rope_theta and self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even to be rotated.")
+
+
+class LayerCache(NamedTuple):
+    """Keys and values [B, S, K, H] that a layer remembers."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+class Remembered(NamedTuple):
+    """What all layers of a cache share: places [B, S] and how much is filled."""
+
+    where: Places
+    filled: jax.Array
+
+
+class Attention(nnx.Module):
+    """Projections, rotation, attention, projection."""
+
+    def __init__(self, config: AttentionConfig, d_embed: int, gain: float, rngs):
+        N, K, H, D = config.n_heads, config.n_kv_heads, config.head_dim, d_embed
+        self.config = config
+        into = fan_in("embed")
+        self.w_q = param(rngs, into, embed=D, heads=N, head_dim=H)
+        self.w_k = param(rngs, into, embed=D, kv_heads=K, head_dim=H)
+        self.w_v = param(rngs, into, embed=D, kv_heads=K, head_dim=H)
+        out = fan_in("heads", "head_dim", gain=gain)
+        self.w_o = param(rngs, out, heads=N, head_dim=H, embed=D)
+        self.q_norm = config.qk_norm.build(head_dim=H, rngs=rngs)
+        self.k_norm = config.qk_norm.build(head_dim=H, rngs=rngs)
+        if config.bias:
+            zero = constant(0.0)
+            self.b_q = param(rngs, zero, heads=N, head_dim=H)
+            self.b_k = param(rngs, zero, kv_heads=K, head_dim=H)
+            self.b_v = param(rngs, zero, kv_heads=K, head_dim=H)
+            self.b_o = param(rngs, zero, embed=D)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        where: Places,
+        cache: LayerCache | None = None,
+        remembered: Remembered | None = None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        config = self.config
+        q_BTNH = dense("BTD,DNH->BTNH", x, self.w_q)
+        k_BTKH = dense("BTD,DKH->BTKH", x, self.w_k)
+        v_BTKH = dense("BTD,DKH->BTKH", x, self.w_v)
+        if config.bias:
+            q_BTNH = plus(q_BTNH, self.b_q)
+            k_BTKH = plus(k_BTKH, self.b_k)
+            v_BTKH = plus(v_BTKH, self.b_v)
+        q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
+        if config.rope_theta:
+            q_BTNH = rotate(q_BTNH, where.positions, config.rope_theta)
+            k_BTKH = rotate(k_BTKH, where.positions, config.rope_theta)
+        where_k = None
+        if cache is not None and remembered is not None:
+            cache = LayerCache(
+                _written(cache.k, k_BTKH, remembered.filled),
+                _written(cache.v, v_BTKH, remembered.filled),
+            )
+            k_BTKH, v_BTKH, where_k = cache.k, cache.v, remembered.where
+        kernel = Plain(config.window)
+        mixed_BTNH = over_seq(kernel, q_BTNH, k_BTKH, v_BTKH, where, where_k)
+        out = dense("BTNH,NHD->BTD", note("attn/mixed", mixed_BTNH), self.w_o)
+        if config.bias:
+            out = plus(out, self.b_o)
+        return note("attn/out", constrain(out, "batch", "seq", "embed")), cache
+
+
+def _written(old: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """Softmax attention as the textbook has it, exact in float64: the reference."""
+
+    window: int = 0
+
+    def __call__(self, q, k, v, where: Places, where_k: Places) -> jax.Array:
+        B, T, N, H = q.shape
+        K = k.shape[2]
+        q_BTKGH = q.reshape(B, T, K, N // K, H)
+        scores = wide(jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k)) / math.sqrt(H)
+        seen = may_look(where, where_k, self.window)[:, None, None]
+        scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
+        share = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+        return jnp.einsum("BKGTS,BSKH->BTKGH", share, v).reshape(B, T, N, H)
+
+
+def may_look(where: Places, where_k: Places, window: int = 0) -> jax.Array:
+    """True [B, T, S] where a query may look: not ahead, in its own document."""
+    query, key = where.positions[:, :, None], where_k.positions[:, None, :]
+    same = where.segments[:, :, None] == where_k.segments[:, None, :]
+    seen = same & (key <= query)
+    return seen & (query - key < window) if window else seen

@@ -1,0 +1,63 @@
+"""The position-wise multilayer perceptron."""
+
+import dataclasses
+
+import jax
+from flax import nnx
+
+from jaxpar.nn.dense import dense, plus
+from jaxpar.nn.param import constant, fan_in, param, wide
+from jaxpar.partition.place import constrain, note
+
+ACTIVATIONS = {
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "relu2": lambda x: jax.nn.relu(x) ** 2,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPConfig:
+    """Width, activation, and whether a gate multiplies it (SwiGLU: silu, gated)."""
+
+    d_mlp: int
+    activation: str = "silu"
+    gated: bool = True
+    bias: bool = False
+
+    def __post_init__(self):
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation={self.activation!r}; there are {', '.join(ACTIVATIONS)}."
+            )
+
+
+class MLP(nnx.Module):
+    """w_down(act(w_up x)), or w_down(act(w_gate x) * w_up x) where gated."""
+
+    def __init__(self, config: MLPConfig, d_embed: int, gain: float, rngs: nnx.Rngs):
+        self.config = config
+        D, F = d_embed, config.d_mlp
+        self.w_up = param(rngs, fan_in("embed"), embed=D, mlp=F)
+        if config.gated:
+            self.w_gate = param(rngs, fan_in("embed"), embed=D, mlp=F)
+        self.w_down = param(rngs, fan_in("mlp", gain=gain), mlp=F, embed=D)
+        if config.bias:
+            self.b_up = param(rngs, constant(0.0), mlp=F)
+            self.b_down = param(rngs, constant(0.0), embed=D)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        act = ACTIVATIONS[self.config.activation]
+        up_BTF = dense("BTD,DF->BTF", x, self.w_up)
+        if self.config.bias:
+            up_BTF = plus(up_BTF, self.b_up)
+        if self.config.gated:
+            gate_BTF = dense("BTD,DF->BTF", x, self.w_gate)
+            hidden_BTF = act(wide(gate_BTF)).astype(x.dtype) * up_BTF
+        else:
+            hidden_BTF = act(wide(up_BTF)).astype(x.dtype)
+        hidden_BTF = constrain(hidden_BTF, "batch", "seq", "mlp")
+        out = dense("BTF,FD->BTD", note("mlp/hidden", hidden_BTF), self.w_down)
+        if self.config.bias:
+            out = plus(out, self.b_down)
+        return note("mlp/out", constrain(out, "batch", "seq", "embed"))

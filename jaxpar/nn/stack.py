@@ -1,0 +1,55 @@
+"""Stacks of equal blocks: built at once, run one after another."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxpar.partition.pipeline import stages
+
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def policy(name: str):
+    """A rematerialisation policy: none, full, dots, or save:NOTE+NOTE by note names."""
+    if name.startswith("save:"):
+        return jax.checkpoint_policies.save_only_these_names(*name[5:].split("+"))
+    if name not in REMAT:
+        raise ValueError(
+            f"remat={name!r}; there are {', '.join(REMAT)} and save:NAME+NAME."
+        )
+    return REMAT[name]
+
+
+def stacked(make_block: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs):
+    """n blocks as one module, each parameter with a leading axis `layers`."""
+    make = nnx.vmap(
+        make_block,
+        in_axes=0,
+        out_axes=0,
+        transform_metadata={nnx.PARTITION_NAME: "layers"},
+    )
+    return make(rngs.split(n))
+
+
+def scan(run: Callable, blocks: nnx.Module, x, *per_row, carried=None, remat="none"):
+    """Runs run(block, x, layer, carried, *per_row) -> (x, aux) over a stack.
+
+    `carried` is a pytree stacked by layers, of which each block gets its own piece
+    (a cache). Returns x and the aux of all layers, stacked.
+    """
+    graph, weights = nnx.split(blocks)
+    n = jax.tree.leaves(weights)[0].shape[0]
+
+    def block(piece, x, *per_row):
+        layer, weights, carried = piece
+        return run(nnx.merge(graph, weights), x, layer, carried, *per_row)
+
+    if remat != "none":
+        block = jax.checkpoint(block, policy=policy(remat), prevent_cse=False)
+    return stages(block, (jnp.arange(n), weights, carried), x, *per_row)

@@ -1,0 +1,1 @@
+"""Names to devices: the only room that knows a mesh."""

@@ -1,0 +1,63 @@
+"""Choosing devices: the only place that asks which there are."""
+
+import contextlib
+import os
+import sys
+
+import jax
+
+from jaxpar.partition.layout import Layout
+
+
+def simulate(n: int) -> None:
+    """Makes a CPU-only machine show n devices; no backend may have started yet."""
+    jax.config.update("jax_num_cpu_devices", n)
+
+
+def choose(
+    layout: Layout, devices: int | None = None, *, may_idle: bool = False
+) -> list[jax.Device]:
+    """The devices that a layout runs on; simulated, aloud, where there is only a CPU.
+
+    devices: how many CPU devices to simulate (None: as many as the layout needs).
+    may_idle: whether more visible devices than needed are accepted.
+    """
+    need = layout.n_devices
+    if devices is not None and devices < need:
+        raise ValueError(
+            f"Layout {layout.spelling} needs {need} devices; --devices says {devices}."
+        )
+    if _cpu_only():
+        # Fails once a backend runs; what is visible then is checked below.
+        with contextlib.suppress(RuntimeError):
+            simulate(devices or need)
+    visible = jax.devices()
+    if visible[0].platform == "cpu" and len(visible) > 1 and devices is None:
+        print(f"No accelerator: {need} of {len(visible)} simulated CPU devices.",
+              file=sys.stderr)  # fmt: skip
+        visible = visible[:need] if len(visible) >= need else visible
+    if len(visible) < need:
+        raise ValueError(
+            f"Layout {layout.spelling} needs {need} devices; {len(visible)} are "
+            "visible. Choose a smaller --layout, or on a CPU restart with --devices "
+            f"{need}."
+        )
+    if len(visible) > need and not may_idle:
+        word = next((w for w in ("fsdp", "zero1") if w in layout.spelling), "data")
+        raise ValueError(
+            f"Layout {layout.spelling} would leave {len(visible) - need} of "
+            f"{len(visible)} devices idle; --layout {word}={len(visible)} uses all."
+        )
+    return list(visible[:need])
+
+
+def _cpu_only() -> bool:
+    """Whether nothing but the CPU can be meant; asks no backend to start."""
+    platforms = jax.config.jax_platforms or os.environ.get("JAX_PLATFORMS", "")
+    if platforms:
+        return platforms.split(",")[0] == "cpu"
+    return not (
+        os.path.exists("/dev/nvidiactl")
+        or os.path.exists("/dev/accel0")
+        or os.path.exists("/dev/vfio/0")
+    )

@@ -1,0 +1,248 @@
+"""A layout: where every named axis of an array lives on a device mesh."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxpar import axes
+
+MESH_AXES = ("replica", "stage", "data", "context", "expert", "tensor")
+DATA_WORDS = ("data", "zero1", "fsdp")
+BUILT = ("replica", *DATA_WORDS, "tensor")
+NOT_BUILT = ("stage", "context", "ring", "ulysses", "expert")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lent:
+    """A mesh axis that counts only in arrays where no other name owns it."""
+
+    axis: str
+
+
+def lent(axis: str) -> Lent:
+    """Lends a mesh axis to a logical one."""
+    return Lent(axis)
+
+
+Rule = tuple[str | Lent, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Which mesh axes split each logical axis; the fields are the vocabulary."""
+
+    batch: Rule = ()
+    seq: Rule = ()
+    embed: Rule = ()
+    heads: Rule = ()
+    kv_heads: Rule = ()
+    head_dim: Rule = ()
+    mlp: Rule = ()
+    vocab: Rule = ()
+    layers: Rule = ()
+    experts: Rule = ()
+    capacity: Rule = ()
+    rank: Rule = ()
+    position: Rule = ()
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, str | Lent):
+                value = (value,)
+            for item in value:
+                axis = item.axis if isinstance(item, Lent) else item
+                if axis not in MESH_AXES:
+                    raise ValueError(
+                        f"Rule {field.name}={axis!r}: no such mesh axis; "
+                        f"there are {', '.join(MESH_AXES)}."
+                    )
+            object.__setattr__(self, field.name, tuple(value))
+
+    def resolve(self, names: Sequence[str | None]) -> tuple[tuple[str, ...], ...]:
+        """The mesh axes of each dimension; a mesh axis serves an array once."""
+        rules = [self._rule(name) for name in names]
+        owned: dict[str, str] = {}
+        for name, rule in zip(names, rules, strict=True):
+            for axis in rule:
+                if isinstance(axis, str):
+                    _claim(owned, axis, str(name), names)
+        owners = frozenset(owned)
+        found = []
+        for name, rule in zip(names, rules, strict=True):
+            got = []
+            for item in rule:
+                if isinstance(item, Lent) and item.axis not in owners:
+                    _claim(owned, item.axis, str(name), names)
+                    got.append(item.axis)
+                elif isinstance(item, str):
+                    got.append(item)
+            found.append(tuple(got))
+        return tuple(found)
+
+    def _rule(self, name: str | None) -> Rule:
+        if name is None:
+            return ()
+        if name not in axes.NAMES:
+            raise ValueError(
+                f"Unknown axis {name!r}; jaxpar.axes knows {', '.join(axes.NAMES)}."
+            )
+        return getattr(self, name)
+
+
+def _claim(owned: dict[str, str], axis: str, name: str, names) -> None:
+    if axis in owned:
+        raise ValueError(
+            f"An array {tuple(names)} would use mesh axis {axis!r} twice, for "
+            f"{owned[axis]!r} and {name!r}; lend it (lent({axis!r})) to one of them."
+        )
+    owned[axis] = name
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A value: mesh sizes, and rules where arrays are stored, kept and computed.
+
+    It never touches a device. `spelling` and `parse` are inverse.
+    """
+
+    spelling: str
+    mesh_shape: tuple[tuple[str, int], ...]
+    stored: Rules
+    optimizer: Rules
+    computed: Rules
+
+    @classmethod
+    def parse(cls, text: str) -> "Layout":
+        """The layout that words such as "fsdp=4,tensor=2" spell."""
+        return _build(_words(text))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Mesh axis to size, in mesh order."""
+        return dict(self.mesh_shape)
+
+    @property
+    def n_devices(self) -> int:
+        return math.prod(self.sizes.values())
+
+    @property
+    def batch_divisor(self) -> int:
+        """How many pieces the batch is split into."""
+        (split,) = self.computed.resolve(("batch",))
+        return math.prod(self.sizes.get(axis, 1) for axis in split)
+
+    def abstract(self) -> AbstractMesh:
+        """The mesh without devices, for shapes, pieces and errors at any size."""
+        names = tuple(self.sizes)
+        return AbstractMesh(
+            tuple(self.sizes.values()), names, axis_types=(AxisType.Auto,) * len(names)
+        )
+
+    def on(self, devices: Sequence[jax.Device]) -> "Placed":
+        """This layout on exactly these devices."""
+        if len(devices) != self.n_devices:
+            raise ValueError(
+                f"Layout {self.spelling} needs {self.n_devices} devices; it was given "
+                f"{len(devices)}."
+            )
+        names = tuple(self.sizes)
+        mesh = jax.make_mesh(
+            tuple(self.sizes.values()),
+            names,
+            axis_types=(AxisType.Auto,) * len(names),
+            devices=tuple(devices),
+        )
+        return Placed(self, mesh)
+
+    def split(self, names: Sequence[str | None], which: str) -> tuple[tuple, ...]:
+        """The mesh axes, present in this mesh, of each dimension of an array."""
+        resolved = getattr(self, which).resolve(names)
+        return tuple(tuple(a for a in dim if a in self.sizes) for dim in resolved)
+
+    def spec(self, names: Sequence[str | None], which: str = "computed"):
+        """The PartitionSpec of an array: which is stored, optimizer or computed."""
+        dims = [dim or None for dim in self.split(names, which)]
+        return PartitionSpec(*(d[0] if d and len(d) == 1 else d for d in dims))
+
+    def check(self, path: str, shape, names, which: str = "stored") -> None:
+        """Refuses an array whose dimensions its mesh axes do not divide."""
+        if len(shape) != len(names):
+            raise ValueError(f"{path}: shape {shape} has not the axes {names}.")
+        for size, name, dim in zip(shape, names, self.split(names, which), strict=True):
+            ways = math.prod(self.sizes[axis] for axis in dim)
+            if size % ways:
+                below = size - size % ways
+                near = f"{below} or {below + ways}" if below else f"{ways}"
+                raise ValueError(
+                    f"{path} {tuple(shape)}: axis {name!r} of size {size} is not "
+                    f"divisible by {ways} ({', '.join(dim)} of layout "
+                    f"{self.spelling}); the nearest legal size is {near}."
+                )
+
+    def piece(self, shape, names, which: str = "stored") -> tuple[int, ...]:
+        """The shape of what one device holds."""
+        return tuple(
+            size // math.prod(self.sizes[axis] for axis in dim)
+            for size, dim in zip(shape, self.split(names, which), strict=True)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """A layout on real devices: what everything that makes arrays takes."""
+
+    layout: Layout
+    mesh: Mesh
+
+    def sharding(self, names, which: str = "computed") -> NamedSharding:
+        return NamedSharding(self.mesh, self.layout.spec(names, which))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+
+def _words(text: str) -> dict[str, str]:
+    words: dict[str, str] = {}
+    for part in text.replace(" ", "").split(","):
+        word, _, value = part.partition("=")
+        if word in NOT_BUILT or (word == "tensor" and value.endswith("+sp")):
+            raise ValueError(
+                f"Layout {text!r}: {part!r} is not built yet; there are "
+                f"{', '.join(BUILT)}."
+            )
+        if word not in BUILT:
+            raise ValueError(
+                f"Layout {text!r}: unknown mesh axis {word!r}; there are "
+                f"{', '.join(BUILT)}, as in fsdp=4,tensor=2."
+            )
+        if word in words:
+            raise ValueError(f"Layout {text!r} says {word!r} twice.")
+        if not value.isdigit() or int(value) < 1:
+            raise ValueError(f"Layout {text!r}: {word}={value!r} is no positive size.")
+        words[word] = value
+    if sum(word in words for word in DATA_WORDS) > 1:
+        raise ValueError(f"Layout {text!r}: at most one of {', '.join(DATA_WORDS)}.")
+    return words
+
+
+def _build(words: dict[str, str]) -> Layout:
+    kind = next((word for word in DATA_WORDS if word in words), "data")
+    sizes = {"data" if w in DATA_WORDS else w: int(n) for w, n in words.items()}
+    sizes = {axis: sizes[axis] for axis in MESH_AXES if sizes.get(axis, 1) > 1}
+    # An empty mesh refuses every constraint, so one axis of size 1 stays.
+    sizes = sizes or {"data": 1}
+    wide = {name: "tensor" for name in ("heads", "kv_heads", "mlp", "vocab")}
+    whole, sliced = Rules(**wide), Rules(embed="data", **wide)
+    spelled = {kind if axis == "data" else axis: n for axis, n in sizes.items()}
+    return Layout(
+        spelling=",".join(f"{word}={n}" for word, n in spelled.items()),
+        mesh_shape=tuple(sizes.items()),
+        stored=sliced if kind == "fsdp" else whole,
+        optimizer=whole if kind == "data" else sliced,
+        computed=Rules(batch=("replica", "data"), **wide),
+    )

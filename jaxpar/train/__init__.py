@@ -1,0 +1,1 @@
+"""Training: an objective, a pure step, a loop with events."""

@@ -1,0 +1,149 @@
+"""A layout changes where numbers live, and nothing else."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxpar.config import paths
+from jaxpar.optim.optimizer import AdamW
+
+from jaxpar.models import sizes
+from jaxpar.nn.norm import RMSNorm
+from jaxpar.partition.layout import Layout
+from jaxpar.partition.place import Precision
+from jaxpar.train.objective import CausalLM
+from jaxpar.train.state import Recipe, create
+from jaxpar.train.step import make_gradients, make_train_step
+
+LAYOUTS = (
+    "data=8",
+    "data=2,tensor=4",
+    "fsdp=4,tensor=2",
+    "zero1=8",
+    "replica=2,fsdp=4",
+)
+B, T = 8, 24
+GPT = dataclasses.replace(
+    sizes.gpt(vocab_size=120, n_layers=2, d_embed=32, n_heads=8, max_positions=T),
+    dropout=0.1,
+)
+LLAMA = sizes.llama(
+    vocab_size=120, n_layers=4, d_embed=32, n_heads=8, n_kv_heads=4, d_mlp=48,
+    max_positions=T, qk_norm=RMSNorm(),
+)  # fmt: skip
+LLAMA = dataclasses.replace(LLAMA, windows=(0, 5), remat="full")
+
+
+def recipe_of(model, kind="float32", **precision):
+    return Recipe(
+        model,
+        CausalLM(chunk=8),
+        AdamW(peak_lr=1e-2, warmup_steps=4, decay_steps=100),
+        Precision(**{"params": kind, "compute": kind, "reduce": kind, **precision}),
+    )
+
+
+def place(text):
+    layout = Layout.parse(text)
+    return layout.on(jax.devices()[: layout.n_devices])
+
+
+def rows(step=0, n=B, documents=3):
+    """Packed rows with uneven weights, as host arrays."""
+    random = np.random.default_rng(step)
+    cuts = np.sort(random.integers(0, documents, (n, T)), axis=1)
+    starts = np.array([[np.argmax(row == s) for s in row] for row in cuts])
+    return {
+        "tokens": random.integers(0, 120, (n, T), dtype=np.int32),
+        "targets": random.integers(0, 120, (n, T), dtype=np.int32),
+        "positions": (np.arange(T) - starts).astype(np.int32),
+        "segments": cuts.astype(np.int32),
+        "weights": (random.random((n, T)) < 0.7).astype(np.float32),
+    }
+
+
+def put(batch, placed):
+    return jax.device_put(batch, placed.sharding(("batch", "seq")))
+
+
+def gradients_of(model, layout, *, microbatches=1):
+    """Every gradient leaf and the sums, in float64, as NumPy."""
+    with jax.enable_x64(True):
+        placed, recipe = place(layout), recipe_of(model, "float64")
+        state = create(recipe, placed, seed=1)
+        function = make_gradients(recipe, placed, microbatches=microbatches)
+        grads, sums = jax.jit(function)(state.params, put(rows(), placed), jnp.int32(3))
+        return jax.device_get((paths(grads), sums._asdict()))
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {form: gradients_of(model, "data=1") for form, model in MODELS.items()}
+
+
+MODELS = {"gpt": GPT, "llama": LLAMA}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("form", MODELS)
+def test_every_gradient_leaf_is_that_of_one_device(form, layout, alone):
+    want, sums = alone[form]
+    got, got_sums = gradients_of(MODELS[form], layout)
+    assert got_sums["weight"] == sums["weight"]
+    np.testing.assert_allclose(got_sums["loss"], sums["loss"], rtol=1e-13)
+    assert got.keys() == want.keys()
+    largest = max(np.max(np.abs(leaf)) for leaf in want.values())
+    for path, leaf in want.items():
+        scale = max(np.max(np.abs(leaf)), 1e-3 * largest)
+        assert np.max(np.abs(got[path] - leaf)) / scale < 1e-12, path
+
+
+@pytest.mark.parametrize("form", MODELS)
+def test_microbatches_change_no_gradient_and_no_dropout(form, alone):
+    want, sums = alone[form]
+    got, got_sums = gradients_of(MODELS[form], "data=2", microbatches=4)
+    np.testing.assert_allclose(got_sums["loss"], sums["loss"], rtol=1e-13)
+    largest = max(np.max(np.abs(leaf)) for leaf in want.values())
+    for path, leaf in want.items():
+        scale = max(np.max(np.abs(leaf)), 1e-3 * largest)
+        assert np.max(np.abs(got[path] - leaf)) / scale < 1e-12, path
+
+
+def losses_of(layout, steps=20):
+    placed, recipe = place(layout), recipe_of(LLAMA)
+    state = create(recipe, placed, seed=1)
+    step = make_train_step(recipe, placed)
+    losses = []
+    for i in range(steps):
+        state, metrics = step(state, put(rows(i), placed))
+        losses.append(metrics["loss"])
+    return np.array(jax.device_get(losses))
+
+
+@pytest.fixture(scope="module")
+def losses_alone():
+    return losses_of("data=1")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:3])
+def test_losses_are_those_of_one_device(layout, losses_alone):
+    np.testing.assert_allclose(losses_of(layout), losses_alone, rtol=1e-5)
+
+
+def test_one_device_is_one_device():
+    placed = place("data=1")
+    assert placed.mesh.size == 1
+    state = create(recipe_of(LLAMA), placed, seed=0)
+    assert len(state.params["embedding"].sharding.device_set) == 1
+
+
+def test_initial_weights_are_bit_equal_on_every_layout():
+    states = [
+        create(recipe_of(LLAMA), place(layout), seed=5)
+        for layout in ("data=1", "fsdp=4,tensor=2")
+    ]
+    one, many = (paths(jax.device_get(state.params)) for state in states)
+    for path, leaf in one.items():
+        np.testing.assert_array_equal(leaf, many[path], err_msg=path)

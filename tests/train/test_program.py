@@ -1,0 +1,109 @@
+"""The compiled step sends what it must, in the type it must."""
+
+import dataclasses
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxpar.models import sizes
+from jaxpar.optim.optimizer import AdamW
+from jaxpar.partition.layout import Layout
+from jaxpar.partition.place import Precision
+from jaxpar.train.objective import CausalLM
+from jaxpar.train.state import Recipe
+from jaxpar.train.step import make_train_step
+
+# Their product, 960, is no other size in the program.
+B, T = 24, 40
+COLLECTIVE = re.compile(
+    r"= (?:\()?(\w+)\[([\d,]*)\][^=]*?\b"
+    r"(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)\("
+)
+GPT = sizes.gpt(vocab_size=120, n_layers=2, d_embed=32, n_heads=8, max_positions=T)
+LLAMA = dataclasses.replace(
+    sizes.llama(
+        vocab_size=120, n_layers=2, d_embed=32, n_heads=8, n_kv_heads=8, d_mlp=48,
+        max_positions=T,
+    ),
+    remat="full",
+)  # fmt: skip
+
+
+def partitioned(lowered, folder: pathlib.Path) -> str:
+    """The module as the partitioner leaves it; later passes widen it on a CPU."""
+    lowered.compile(
+        compiler_options={
+            "xla_dump_to": str(folder),
+            "xla_dump_hlo_pass_re": "spmd-partitioning",
+        }
+    )
+    (module,) = folder.glob("*after_spmd-partitioning*.txt")
+    return module.read_text()
+
+
+def step_on(model, text, precision):
+    layout = Layout.parse(text)
+    placed = layout.on(jax.devices()[: layout.n_devices])
+    optim = AdamW(peak_lr=1e-3, warmup_steps=1, decay_steps=10)
+    recipe = Recipe(model, CausalLM(chunk=8), optim, precision)
+    row = placed.sharding(("batch", "seq"))
+    batch = {
+        name: jax.ShapeDtypeStruct((B, T), jnp.int32, sharding=row)
+        for name in ("tokens", "targets", "positions", "segments")
+    }
+    batch["weights"] = jax.ShapeDtypeStruct((B, T), jnp.float32, sharding=row)
+    step = make_train_step(recipe, placed)
+    return step.lower(recipe.target(placed), batch)
+
+
+def collectives(module: str) -> list[tuple[str, str, tuple[int, ...]]]:
+    """(kind, type, shape) of every collective in a module's text."""
+    return [
+        (kind, dtype, tuple(int(n) for n in shape.split(",") if n))
+        for dtype, shape, kind in COLLECTIVE.findall(module)
+    ]
+
+
+@pytest.mark.parametrize("model", [GPT, LLAMA], ids=["gpt", "llama"])
+@pytest.mark.parametrize("layout", ["data=8", "data=2,tensor=4", "fsdp=4,tensor=2"])
+def test_no_collective_moves_the_rows_of_the_whole_batch(layout, model, tmp_path):
+    module = partitioned(step_on(model, layout, Precision()), tmp_path)
+    found = collectives(module)
+    assert found
+    for kind, dtype, shape in found:
+        rows = [shape[i] * shape[i + 1] for i in range(len(shape) - 1)]
+        assert B * T not in (*shape, *rows), (kind, dtype, shape)
+
+
+@pytest.mark.parametrize("layout", ["data=8", "fsdp=8"])
+def test_gradients_are_reduced_in_float32_when_the_compute_is_bfloat16(
+    layout, tmp_path
+):
+    # Without a tensor axis every reduction in the step is one of gradients or losses.
+    module = partitioned(
+        step_on(GPT, layout, Precision(compute="bfloat16")), tmp_path
+    )
+    kinds = {dtype for kind, dtype, _ in collectives(module) if "reduce" in kind}
+    assert kinds == {"f32"}
+
+
+def test_a_plain_bfloat16_matmul_would_be_caught(tmp_path):
+    placed = Layout.parse("data=8").on(jax.devices())
+    x = jax.ShapeDtypeStruct((B, 32), jnp.bfloat16, sharding=placed.sharding(("batch", "embed")))  # fmt: skip
+    w = jax.ShapeDtypeStruct((32, 48), jnp.float32, sharding=placed.replicated)
+
+    def loss(w, x):
+        return jnp.sum((x @ w.astype(jnp.bfloat16)).astype(jnp.float32) ** 2)
+
+    step = jax.jit(jax.grad(loss), out_shardings=placed.replicated)
+    module = partitioned(step.lower(w, x), tmp_path)
+    assert "bf16" in {dtype for kind, dtype, _ in collectives(module)}
+
+
+def test_the_vocabulary_is_never_gathered(tmp_path):
+    module = partitioned(step_on(LLAMA, "data=2,tensor=4", Precision()), tmp_path)
+    gathered = [shape for kind, _, shape in collectives(module) if "gather" in kind]
+    assert not [shape for shape in gathered if LLAMA.padded_vocab in shape]
