@@ -10,11 +10,11 @@ from flax import nnx
 
 from jaxpar.models.decoder import ModelConfig
 from jaxpar.optim.optimizer import OptimConfig
+from jaxpar.optim.schedule import NEVER
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.place import Precision, alone, under
 from jaxpar.train.objective import Objective
 
-NEVER = 2**31 - 1  # decay_from of a run whose learning rate has not begun to decay
 
 
 @jax.tree_util.register_dataclass
@@ -101,7 +101,8 @@ class Recipe:
             found = _longest_suffix(keys, names)
             if found is not None and shapes[found].shape == leaf.shape:
                 sharding = placed.sharding(names[found], kind)
-            elif leaf.ndim == 0:
+            elif leaf.ndim == 0 or not isinstance(path[-1], jax.tree_util.DictKey):
+                # The optimizer's own: a count, coefficients.
                 sharding = placed.replicated
             else:
                 raise ValueError(
@@ -129,7 +130,7 @@ def create(recipe: Recipe, placed: Placed, *, seed: int) -> TrainState:
         with under(placed, recipe.precision):
             model = recipe.model.build(nnx.Rngs(params=jax.random.key(seed)))
             params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-            params = jax.tree.map(lambda x: x, _strings(params))
+            params = _strings(params)
             opt_state = optimizer.init(params)
         return TrainState(jnp.int32(0), params, opt_state, jnp.int32(NEVER))
 

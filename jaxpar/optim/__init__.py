@@ -1,0 +1,1 @@
+"""Optimizers: schedules, parameters chosen by path, optax chains."""

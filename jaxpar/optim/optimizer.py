@@ -1,0 +1,179 @@
+"""Optimizers as values, built by path into optax chains."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+from jaxpar.config import paths
+from jaxpar.optim.schedule import Schedule
+from jaxpar.optim.select import is_matrix, matching, sides
+
+
+class Optimizer(NamedTuple):
+    """init(params); update(grads, opt_state, params, rate) -> (updates, opt_state)."""
+
+    init: Callable[[Any], Any]
+    update: Callable[[Any, Any, Any, Any], tuple[Any, Any]]
+    schedule: Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Learning rate over time, decay, clipping, and what is frozen.
+
+    stable_steps -1 waits for the stopping rule to begin the decay. Parameters born
+    constant, and paths that no_decay matches, do not decay; those that freeze
+    matches get no update and hold no moments.
+    """
+
+    peak_lr: float
+    warmup_steps: int
+    decay_steps: int
+    stable_steps: int = 0
+    final_lr: float = 0.1
+    decay_shape: str = "cosine"
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    no_decay: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
+    moments: str = "float32"
+
+    def __post_init__(self):
+        if self.decay_shape not in ("cosine", "linear"):
+            raise ValueError(f"decay_shape={self.decay_shape!r}: cosine or linear.")
+        if self.peak_lr <= 0 or self.clip_norm <= 0:
+            raise ValueError(
+                f"peak_lr={self.peak_lr} and clip_norm={self.clip_norm} must be above 0."
+            )
+        if self.moments not in ("float32", "bfloat16"):
+            raise ValueError(f"moments={self.moments!r}: float32 or bfloat16.")
+        if min(self.warmup_steps, self.decay_steps) < 0 or self.stable_steps < -1:
+            raise ValueError(
+                "Steps of a schedule are 0 or more (stable_steps, -1 too)."
+            )
+
+    @property
+    def schedule(self) -> Schedule:
+        """The learning rate; decay_steps counts from the end of the stable steps."""
+        return Schedule(
+            self.peak_lr,
+            self.warmup_steps,
+            self.stable_steps,
+            self.decay_steps,
+            self.final_lr,
+            self.decay_shape,
+        )
+
+    def scaled(self, names: dict[str, tuple[str, ...]]) -> optax.GradientTransformation:
+        """Gradients to descent directions, for the parameters that are not frozen."""
+        raise NotImplementedError(f"{type(self).__name__} is no optimizer.")
+
+    def build(self, names: dict, constant: frozenset[str]) -> Optimizer:
+        """The optimizer for parameters of these names, some of them born constant."""
+        flat = paths(names)
+        frozen = matching(self.freeze, flat, field="optim.freeze")
+        still = constant | matching(self.no_decay, flat, field="optim.no_decay")
+        moving = optax.chain(
+            optax.clip_by_global_norm(self.clip_norm),
+            self.scaled(flat),
+            optax.add_decayed_weights(
+                self.weight_decay, mask=by_path(lambda path: path not in still)
+            ),
+        )
+        label = by_path(lambda path: "frozen" if path in frozen else "moving")
+        chain = optax.partition(
+            {"moving": moving, "frozen": optax.set_to_zero()}, label
+        )
+
+        def update(grads, opt_state, params, rate):
+            updates, opt_state = chain.update(grads, opt_state, params)
+            updates = jax.tree.map(lambda u: -rate.astype(u.dtype) * u, updates)
+            return updates, opt_state
+
+        return Optimizer(chain.init, update, self.schedule)
+
+    @property
+    def first_moment(self):
+        """The type of the first moment; None follows the parameters."""
+        return jnp.bfloat16 if self.moments == "bfloat16" else None
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW(OptimConfig):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
+
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+
+    def scaled(self, names) -> optax.GradientTransformation:
+        return optax.scale_by_adam(
+            self.b1, self.b2, self.eps, mu_dtype=self.first_moment
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Muon(OptimConfig):
+    """Muon for the matrices of the blocks (Jordan, 2024), AdamW for the rest.
+
+    Each matrix's update is scaled to the root mean square that Adam's usually has,
+    0.2 x sqrt(longer side) (Liu et al., 2025), so one learning rate serves both;
+    adam_ratio multiplies it for the rest.
+    """
+
+    beta: float = 0.95
+    adam_ratio: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+
+    def scaled(self, names) -> optax.GradientTransformation:
+        matrices = {
+            path: sides(axes) for path, axes in names.items() if is_matrix(axes)
+        }
+
+        def numbers(updates):
+            return by_path(lambda path: MuonDimensionNumbers(*matrices[path]))(updates)
+
+        muon = optax.chain(
+            scale_by_muon(
+                beta=self.beta,
+                mu_dtype=self.first_moment,
+                weight_dimension_numbers=numbers,
+            ),
+            optax.stateless(lambda updates, _: _scaled_to_adam(updates, matrices)),
+        )
+        adam = optax.chain(
+            optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=self.first_moment),
+            optax.scale(self.adam_ratio),
+        )
+        label = by_path(lambda path: "muon" if path in matrices else "adam")
+        return optax.partition({"muon": muon, "adam": adam}, label)
+
+
+def by_path(f: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """A function from a parameter tree to a tree of f(path)."""
+
+    def tree(params):
+        return jax.tree_util.tree_map_with_path(lambda keys, _: f(_path(keys)), params)
+
+    return tree
+
+
+def _path(keys) -> str:
+    return "/".join(str(key.key) for key in keys)
+
+
+def _scaled_to_adam(updates, matrices):
+    def scale(keys, x):
+        rows, columns = matrices[_path(keys)]
+        longer = max(math.prod(x.shape[i] for i in side) for side in (rows, columns))
+        return x * (0.2 * math.sqrt(longer))
+
+    return jax.tree_util.tree_map_with_path(scale, updates)

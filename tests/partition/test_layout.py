@@ -1,0 +1,147 @@
+"""Layouts are values: spelled, checked, refused, all without a device."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxpar import axes
+from jaxpar.nn.dense import dense
+from jaxpar.nn.param import constant, param
+from jaxpar.partition.layout import Layout, Rules, lent
+from jaxpar.partition.place import alone, constrain, local, under
+
+
+def test_the_rules_have_the_vocabulary_as_fields():
+    assert tuple(f.name for f in dataclasses.fields(Rules)) == axes.NAMES
+
+
+@pytest.mark.parametrize(
+    "text, spelling, sizes",
+    [
+        ("data=8", "data=8", {"data": 8}),
+        ("tensor=2,fsdp=4", "fsdp=4,tensor=2", {"data": 4, "tensor": 2}),
+        ("data=1", "data=1", {"data": 1}),
+        ("fsdp=4, tensor=1", "fsdp=4", {"data": 4}),
+        ("tensor=8,replica=2", "replica=2,tensor=8", {"replica": 2, "tensor": 8}),
+    ],
+)
+def test_a_spelling_is_read_and_written_in_mesh_order(text, spelling, sizes):
+    layout = Layout.parse(text)
+    assert layout.spelling == spelling
+    assert layout.sizes == sizes
+    assert Layout.parse(layout.spelling) == layout
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("stage=4", "not built yet"),
+        ("ring=4", "not built yet"),
+        ("tensor=2+sp", "not built yet"),
+        ("dp=8", "unknown mesh axis 'dp'"),
+        ("data=4,fsdp=2", "at most one"),
+        ("data=4,data=2", "twice"),
+        ("data=0", "no positive size"),
+        ("data", "no positive size"),
+    ],
+)
+def test_a_bad_spelling_is_refused_by_name(text, words):
+    with pytest.raises(ValueError, match=words):
+        Layout.parse(text)
+
+
+def test_a_mesh_axis_serves_an_array_once():
+    rules = Rules(heads="tensor", mlp="tensor")
+    with pytest.raises(ValueError, match="'tensor' twice, for 'heads' and 'mlp'"):
+        rules.resolve(("heads", "mlp"))
+
+
+def test_a_lent_axis_counts_only_where_nobody_owns_it():
+    rules = Rules(seq=lent("tensor"), heads="tensor")
+    assert rules.resolve(("seq", "embed")) == (("tensor",), ())
+    assert rules.resolve(("seq", "heads")) == ((), ("tensor",))
+
+
+def test_two_borrowers_of_one_axis_are_refused():
+    rules = Rules(seq=lent("tensor"), batch=lent("tensor"))
+    with pytest.raises(ValueError, match="twice"):
+        rules.resolve(("batch", "seq"))
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="Unknown axis 'width'"):
+        Layout.parse("data=1").spec(("width",))
+    with pytest.raises(ValueError, match="no such mesh axis"):
+        Rules(embed="model")
+    with pytest.raises(ValueError, match="Unknown axis"):
+        param(None, constant(1.0), width=3)  # type: ignore[arg-type]
+
+
+def test_an_indivisible_size_names_tensor_axis_and_the_nearest_legal():
+    layout = Layout.parse("tensor=4")
+    with pytest.raises(ValueError, match=r"w_q .*'heads' of size 6 .* by 4 .* 4 or 8"):
+        layout.check("w_q", (32, 6, 8), ("embed", "heads", "head_dim"))
+
+
+def test_a_layout_of_ten_thousand_devices_is_still_a_value():
+    layout = Layout.parse("fsdp=1024,tensor=8")
+    assert layout.abstract().size == 8192
+    assert layout.piece((12_288, 49_152), ("embed", "mlp")) == (12, 6144)
+
+
+def test_placing_on_another_number_of_devices_is_refused():
+    with pytest.raises(ValueError, match="needs 4 devices; it was given 8"):
+        Layout.parse("data=4").on(jax.devices())
+
+
+def test_zero1_slices_the_optimizer_and_fsdp_the_parameters_too():
+    name = ("embed", "mlp")
+    specs = {
+        word: [
+            Layout.parse(f"{word}=8").spec(name, which)[0]
+            for which in ("stored", "optimizer", "computed")
+        ]
+        for word in ("data", "zero1", "fsdp")
+    }
+    assert specs == {
+        "data": [None, None, None],
+        "zero1": [None, "data", None],
+        "fsdp": ["data", "data", None],
+    }
+
+
+def test_constrain_outside_any_layout_is_an_error():
+    with pytest.raises(ValueError, match="No layout is in force"):
+        constrain(jnp.ones((2, 2)), "batch", "embed")
+    with alone():
+        constrain(jnp.ones((2, 2)), "batch", "embed")
+
+
+def test_constrain_wants_a_name_for_every_axis():
+    with under(Layout.parse("data=1")), pytest.raises(ValueError, match="was given"):
+        constrain(jnp.ones((2, 2)), "batch")
+
+
+def test_local_reduces_over_the_devices_that_split_an_axis():
+    placed = Layout.parse("data=2,tensor=4").on(jax.devices())
+    logits = jnp.arange(16.0).reshape(2, 8)
+    logits = jax.device_put(logits, placed.sharding(("batch", "vocab")))
+
+    def total(x):
+        with under(placed):
+            run = local(
+                lambda together, x: together.psum(jnp.sum(x, axis=-1)),
+                in_axes=[("batch", "vocab")],
+                out_axes=("batch",),
+                over="vocab",
+            )
+            return run(x)
+
+    assert jax.jit(total)(logits).tolist() == logits.sum(-1).tolist()
+
+
+def test_dense_contracts_last_letters_with_first():
+    with pytest.raises(ValueError, match="contract x's last"):
+        dense("BTD,FD->BTF", jnp.ones((1, 2, 3)), jnp.ones((4, 3)))  # type: ignore
