@@ -1,1 +1,5 @@
 """Generation from a trained model."""
+
+from jaxpar.generate.answer import answer, generator, logits
+
+__all__ = ["answer", "generator", "logits"]

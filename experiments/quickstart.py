@@ -1,0 +1,45 @@
+"""How much Python can be learned in five minutes on two cores?
+
+The running interpreter's own standard library, held out by file, with a small Llama
+over a mesh that mixes data and tensor parallelism: eight simulated devices on a CPU.
+
+    jaxpar pretrain experiments/quickstart.py
+    jaxpar pretrain experiments/quickstart.py --data.source "files:*.txt"
+"""
+
+from jaxpar.data.source import Text
+from jaxpar.data.tokenizer import BPE
+from jaxpar.experiment import Pretrain
+from jaxpar.models import sizes
+from jaxpar.nn.norm import RMSNorm
+from jaxpar.optim.optimizer import Muon
+from jaxpar.partition.layout import Layout
+
+num_steps = 300
+
+run = Pretrain(
+    model=sizes.llama(
+        vocab_size=4096,
+        n_layers=4,
+        d_embed=256,
+        n_heads=8,
+        n_kv_heads=8,
+        d_mlp=768,
+        max_positions=256,
+        qk_norm=RMSNorm(),
+        tied=True,
+    ),
+    data=Text("stdlib", tokenizer=BPE(4096), seq_len=256, batch_size=16),
+    optim=Muon(
+        peak_lr=0.01,
+        warmup_steps=20,
+        decay_steps=num_steps - 20,
+        final_lr=0.0,
+        decay_shape="linear",
+        weight_decay=0.05,
+    ),
+    layout=Layout.parse("data=4,tensor=2"),
+    num_steps=num_steps,
+    eval_every=100,
+    save_every=100,
+)

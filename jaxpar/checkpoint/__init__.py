@@ -1,0 +1,1 @@
+"""Checkpoints and run directories: the only thing that entry points share."""

@@ -1,0 +1,49 @@
+"""Parameters of another run, taken over one by one, or refused by name."""
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+from jaxpar.config import UserError, paths, unpaths
+
+
+def adopt(fresh: Any, pretrained: Any, *, keep_fresh: tuple[str, ...] = ()) -> Any:
+    """The pretrained parameters in the places of the fresh ones.
+
+    keep_fresh: globs of paths that stay fresh on purpose.
+
+    Raises:
+      UserError: lists together what is missing, unused or does not fit, and globs of
+        keep_fresh that match nothing.
+    """
+    ours, theirs = paths(fresh), paths(pretrained)
+    kept = {p for p in ours if any(fnmatchcase(p, glob) for glob in keep_fresh)}
+    idle = [g for g in keep_fresh if not any(fnmatchcase(p, g) for p in ours)]
+    missing = sorted(ours.keys() - theirs.keys() - kept)
+    unused = sorted(
+        path
+        for path in theirs.keys() - ours.keys()
+        if not any(fnmatchcase(path, glob) for glob in keep_fresh)
+    )
+    misfits = sorted(
+        f"{path} {ours[path].shape} {ours[path].dtype} here, "
+        f"{theirs[path].shape} {theirs[path].dtype} there"
+        for path in ours.keys() & theirs.keys() - kept
+        if ours[path].shape != theirs[path].shape
+        or ours[path].dtype != theirs[path].dtype
+    )
+    wrong = [
+        f"{what}: {found}"
+        for what, found in (
+            ("missing there", missing),
+            ("unused here", unused),
+            ("misfitting", misfits),
+            ("keep_fresh matches nothing", idle),
+        )
+        if found
+    ]
+    if wrong:
+        raise UserError(
+            f"The source's parameters do not account for this model's; "
+            f"{'; '.join(wrong)}. Name what may stay fresh in keep_fresh."
+        )
+    return unpaths({path: ours[path] if path in kept else theirs[path] for path in ours})
