@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,10 @@ class OptimConfig:
 
     stable_steps -1 waits for the stopping rule to begin the decay. Parameters born
     constant, and paths that no_decay matches, do not decay; those that freeze
-    matches get no update and hold no moments.
+    matches get no update, hold no moments, and do not count in the norm that is
+    clipped. Moments are never narrower than float32, but the first one may be
+    bfloat16 (a second one would round its own small steps away). Written by this name,
+    the configuration is an AdamW.
     """
 
     peak_lr: float
@@ -37,25 +40,35 @@ class OptimConfig:
     decay_steps: int
     stable_steps: int = 0
     final_lr: float = 0.1
-    decay_shape: str = "cosine"
+    decay_shape: Literal["cosine", "linear"] = "cosine"
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     no_decay: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
-    moments: str = "float32"
+    moments: Literal["float32", "bfloat16"] = "float32"
+
+    def __new__(cls, *_args, **_fields) -> "OptimConfig":
+        return object.__new__(AdamW if cls is OptimConfig else cls)
 
     def __post_init__(self):
         if self.decay_shape not in ("cosine", "linear"):
             raise ValueError(f"decay_shape={self.decay_shape!r}: cosine or linear.")
-        if self.peak_lr <= 0 or self.clip_norm <= 0:
+        if not (self.peak_lr > 0 and self.clip_norm > 0):
             raise ValueError(
-                f"peak_lr={self.peak_lr} and clip_norm={self.clip_norm} must be above 0."
+                f"peak_lr={self.peak_lr}, clip_norm={self.clip_norm}; must be above 0."
+            )
+        if not (0 <= self.final_lr <= 1 and self.weight_decay >= 0):
+            raise ValueError(
+                f"final_lr={self.final_lr} is a fraction of peak_lr, from 0 to 1; "
+                f"weight_decay={self.weight_decay} must be 0 or more."
             )
         if self.moments not in ("float32", "bfloat16"):
             raise ValueError(f"moments={self.moments!r}: float32 or bfloat16.")
         if min(self.warmup_steps, self.decay_steps) < 0 or self.stable_steps < -1:
             raise ValueError(
-                "Steps of a schedule are 0 or more (stable_steps, -1 too)."
+                f"warmup_steps={self.warmup_steps}, stable_steps={self.stable_steps}, "
+                f"decay_steps={self.decay_steps}; each must be 0 or more (stable_steps "
+                "may be -1: until the stopping rule begins the decay)."
             )
 
     @property
@@ -91,12 +104,15 @@ class OptimConfig:
             {"moving": moving, "frozen": optax.set_to_zero()}, label
         )
 
+        def init(params):
+            return chain.init(_wide(params))
+
         def update(grads, opt_state, params, rate):
-            updates, opt_state = chain.update(grads, opt_state, params)
-            updates = jax.tree.map(lambda u: -rate.astype(u.dtype) * u, updates)
+            updates, opt_state = chain.update(_wide(grads), opt_state, params)
+            updates = jax.tree.map(lambda u: -jnp.asarray(rate, u.dtype) * u, updates)
             return updates, opt_state
 
-        return Optimizer(chain.init, update, self.schedule)
+        return Optimizer(init, update, self.schedule)
 
     @property
     def first_moment(self):
@@ -142,11 +158,7 @@ class Muon(OptimConfig):
             return by_path(lambda path: MuonDimensionNumbers(*matrices[path]))(updates)
 
         muon = optax.chain(
-            scale_by_muon(
-                beta=self.beta,
-                mu_dtype=self.first_moment,
-                weight_dimension_numbers=numbers,
-            ),
+            _orthogonal(self.beta, self.first_moment, numbers),
             optax.stateless(lambda updates, _: _scaled_to_adam(updates, matrices)),
         )
         adam = optax.chain(
@@ -155,6 +167,32 @@ class Muon(OptimConfig):
         )
         label = by_path(lambda path: "muon" if path in matrices else "adam")
         return optax.partition({"muon": muon, "adam": adam}, label)
+
+
+def _orthogonal(beta: float, moment, numbers) -> optax.GradientTransformation:
+    """optax's Muon, with nothing but a count and moments in its state.
+
+    optax keeps the iteration's coefficients there, too: an array that belongs to no
+    parameter, so that no layout could place it.
+    """
+    muon = scale_by_muon(beta=beta, mu_dtype=moment, weight_dimension_numbers=numbers)
+
+    def init(params):
+        return muon.init(params)._replace(ns_coeffs=())
+
+    def update(updates, state, params=None):
+        whole = state._replace(ns_coeffs=muon.init({}).ns_coeffs)
+        updates, whole = muon.update(updates, whole, params)
+        return updates, whole._replace(ns_coeffs=())
+
+    return optax.GradientTransformation(init, update)
+
+
+def _wide(tree):
+    """No leaf narrower than float32, so that neither moments nor norms are."""
+    return jax.tree.map(
+        lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
+    )
 
 
 def by_path(f: Callable[[str], Any]) -> Callable[[Any], Any]:

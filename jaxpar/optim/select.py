@@ -22,9 +22,15 @@ def matching(globs: Iterable[str], paths: Iterable[str], *, field: str) -> set[s
     return found
 
 
+STACKED = ("layers", "experts")  # axes that count matrices
+
+
 def is_matrix(names: tuple[str, ...]) -> bool:
-    """Whether a parameter maps between `embed` and a hidden axis, layer by layer."""
-    inner = set(names) - {"layers"}
+    """Whether a parameter maps between `embed` and a hidden axis, layer by layer.
+
+    Experts are matrices of their own, so a router (embed to experts) is none.
+    """
+    inner = set(names) - set(STACKED)
     return "embed" in inner and bool(inner - {"embed", "vocab", "position"})
 
 
@@ -33,7 +39,9 @@ def sides(names: tuple[str, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
     >>> sides(("layers", "embed", "heads", "head_dim"))
     ((1,), (2, 3))
+    >>> sides(("layers", "experts", "mlp", "embed"))
+    ((2,), (3,))
     """
     at = names.index("embed")
-    rest = tuple(i for i, name in enumerate(names) if name not in ("layers", "embed"))
+    rest = tuple(i for i, name in enumerate(names) if name not in (*STACKED, "embed"))
     return ((at,), rest) if rest[0] > at else (rest, (at,))

@@ -1,6 +1,7 @@
 """When to stop: rules that watch the held-out loss."""
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -9,6 +10,8 @@ from jaxpar.train.state import NEVER
 
 Memory = dict[str, Any]
 WARMUP, PLATEAU, DECAY, OVER, STILL = "warmup", "plateau", "decay", "over", "still"
+# The lowest of many smoothed losses lies some two deviations below their mean.
+NOISES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,22 +55,23 @@ class Converged(StopRule):
     curves flatten in the logarithm of steps: what the second half of a run did not
     gain, a second run of the same length will not gain either. So with share=0.5 the
     rule means "twice the steps would improve less than min_improvement", at any length
-    of run and of evaluation interval. A patience counted in evaluations alone stops
-    every long run, since each evaluation improves ever less; that is share=0.
+    of run and of evaluation interval. A patience counted in evaluations alone, which is
+    share=1, stops every long run, since each evaluation improves ever less.
 
-    *Over-fitting*: the smoothed loss lies more than `min_improvement` above its lowest,
-    which is at least `patience` evaluations old, and stands at its highest since. The
+    *Over-fitting*: the last `patience` evaluations all lie above the lowest smoothed
+    loss, by more than `min_improvement` and by more than noise (four times the mean
+    step between neighbours), and the smoothed loss stands at its highest since. The
     last condition lets a spike pass that is healing.
 
     What they lead to depends on the learning rate:
 
-    * It holds, and waits for us: either one is convergence *at this rate* only; much
-      loss is still to be had from the decay, so the wish is StartDecay. The watch then
-      begins anew, since a decay changes the curve.
-    * It falls, or is going to fall on its own (a cosine, a fixed plateau): flatness
-      says nothing about where the decay will end, so stagnation never stops; nor does
-      it in the warm-up, where nothing counts. Over-fitting stops: a lower rate fits the
-      training rows more closely, and does not turn held-out loss around.
+    * It holds, and a decay is to come: either one is convergence *at this rate* only;
+      much loss is still to be had from the decay, so the wish is StartDecay, and the
+      watch begins anew, since a decay changes the curve.
+    * It falls (a cosine always does): flatness says nothing about where the decay will
+      end, so stagnation never stops; in the warm-up nothing counts at all. Over-fitting
+      stops: a lower rate fits the training rows more closely, and does not turn the
+      held-out loss around.
     * A decay that we began is over, or the rate is zero: Stop, at that step.
     * The rate has fallen on its own and stays low: either one stops.
 
@@ -85,10 +89,10 @@ class Converged(StopRule):
                 f"patience={self.patience} and smoothing={self.smoothing} count "
                 "evaluations; each must be 1 or more."
             )
-        if not 0 <= self.min_improvement < 1 or not 0 <= self.share < 1:
+        if not 0 <= self.min_improvement < 1 or not 0 < self.share <= 1:
             raise ValueError(
-                f"min_improvement={self.min_improvement} and share={self.share} are "
-                "fractions; each must be at least 0 and below 1."
+                f"min_improvement={self.min_improvement} must be at least 0 and below "
+                f"1, share={self.share} above 0 and at most 1: they are fractions."
             )
 
     def start(self) -> Memory:
@@ -115,28 +119,27 @@ class Converged(StopRule):
 
     def _watch(self, memory: Memory, step: int, loss: float) -> Memory:
         """The memory with one more evaluation in the smoothed curve."""
-        recent = [*memory["recent"], loss][-self.smoothing :]
+        recent = [*memory["recent"], loss][-(self.smoothing + 2 * self.patience) :]
         memory = {**memory, "recent": recent}
         if len(recent) < self.smoothing:
             return memory
-        smooth = sum(recent) / len(recent)
+        smooth = sum(recent[-self.smoothing :]) / self.smoothing
         memory["smooth"] = smooth
         memory["since_mark"] += 1
-        memory["since_lowest"] += 1
         mark, lowest = memory["mark"], memory["lowest"]
         if mark is None or smooth < mark["loss"] * (1 - self.min_improvement):
             memory |= {"mark": {"step": step, "loss": smooth}, "since_mark": 0}
         if lowest is None or smooth < lowest["loss"]:
             low = {"step": step, "loss": smooth}
-            return memory | {"lowest": low, "since_lowest": 0, "highest": smooth}
+            return memory | {"lowest": low, "above": 0, "highest": smooth}
+        clear = max(self.min_improvement * lowest["loss"], NOISES * _noise(recent))
+        above = loss > lowest["loss"] + clear
+        memory["above"] = memory["above"] + 1 if above else 0
         return memory | {"highest": max(memory["highest"], smooth)}
 
     def _overfits(self, memory: Memory) -> str:
         lowest, smooth = memory["lowest"], memory["smooth"]
-        if lowest is None or memory["since_lowest"] < self.patience:
-            return ""
-        high = lowest["loss"] * (1 + self.min_improvement)
-        if not smooth > high or smooth < memory["highest"]:
+        if memory["above"] < self.patience or smooth < memory["highest"]:
             return ""
         return (
             f"over-fitting: held-out loss rose from {lowest['loss']:.4f} at step "
@@ -155,10 +158,16 @@ class Converged(StopRule):
         )
 
 
+def _noise(losses: list[float]) -> float:
+    """The mean step between neighbours; of independent noise, 1.1 x its deviation."""
+    steps = [abs(b - a) for a, b in itertools.pairwise(losses)]
+    return sum(steps) / max(len(steps), 1)
+
+
 def _unwatched() -> Memory:
     return {
         "recent": [], "smooth": None, "mark": None, "since_mark": 0,
-        "lowest": None, "since_lowest": 0, "highest": None,
+        "lowest": None, "above": 0, "highest": None,
     }  # fmt: skip
 
 

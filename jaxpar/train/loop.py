@@ -66,7 +66,11 @@ class History:
         seconds = (now - self._since) / len(steps)
         self._pending, self._since = [], now
         rows = [
-            {"step": step, **{k: float(v) for k, v in value.items()}, "seconds": seconds}
+            {
+                "step": step,
+                **{k: float(v) for k, v in value.items()},
+                "seconds": seconds,
+            }
             for step, value in zip(steps, values, strict=True)
         ]
         self.rows += rows

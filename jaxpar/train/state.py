@@ -16,7 +16,6 @@ from jaxpar.partition.place import Precision, alone, under
 from jaxpar.train.objective import Objective
 
 
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:

@@ -1,0 +1,99 @@
+"""What each verb takes, as the dataclasses that its flags are made from."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Imports = Annotated[tuple[Path, ...], tyro.conf.arg(name="import")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every verb takes."""
+
+    debug: Switch = False
+    """Show the traceback of an error."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report(Options):
+    """What every verb that reports takes."""
+
+    json: Switch = False
+    """Print exactly one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(Options):
+    """What `pretrain` takes beside the experiment's own fields."""
+
+    run_dir: Path | None = None
+    """The run's directory; runs/STEM-FINGERPRINT where none is given."""
+    devices: int | None = None
+    """How many CPU devices to simulate."""
+    compile_cache: Switch = True
+    """Compile anew, and keep nothing of it for the next time."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sourced(Options):
+    """What every verb that reads another run's checkpoint takes."""
+
+    step: str | None = None
+    """Checkpoint: N, best or newest; best where that run has a stopping rule."""
+    imports: Imports = ()
+    """Files that define the classes which that run's config.json names."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finetune(Train, Sourced):
+    """What `finetune` takes beside the experiment's own fields."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Show(Report):
+    """What `show` takes beside the experiment's own fields."""
+
+    imports: Imports = ()
+    """Files that define the classes which a fine-tune's source run names."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Open(Report, Sourced):
+    """What every verb that computes with a run takes."""
+
+    layout: str | None = None
+    """Layout to compute on, as in fsdp=4,tensor=2."""
+    devices: int | None = None
+    """How many CPU devices to simulate."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate(Open):
+    """What `evaluate` takes."""
+
+    source: Annotated[str | None, tyro.conf.arg(name="data.source")] = None
+    """Score all of this source instead of the run's own held-out data."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate(Open):
+    """What `generate` takes."""
+
+    prompt: tuple[str, ...] = ()
+    """Text to continue; several are answered together."""
+    token_ids: str | None = None
+    """Tokens to continue, as in 1,2,3; needs no tokenizer."""
+    max_new_tokens: int = 128
+    """How many tokens to add at most."""
+    temperature: float = 0.8
+    """0 takes the likeliest token."""
+    top_k: int = 0
+    """Draw among so many likeliest tokens; 0 draws among all."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that reach this mass."""
+    seed: int = 0
+    """Where the randomness of drawing starts."""

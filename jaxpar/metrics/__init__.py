@@ -1,0 +1,1 @@
+"""Measures of a run: operations, rates, and where they are written."""

@@ -1,0 +1,104 @@
+"""The picture of an experiment: true, complete, and free of charge.
+
+pytest tests/look/test_show.py
+"""
+
+import jax
+import pytest
+
+from jaxpar.data.source import Text
+from jaxpar.data.tokenizer import Bytes
+from jaxpar.experiment import Pretrain
+from jaxpar.look import show
+from jaxpar.models import sizes
+from jaxpar.optim.optimizer import AdamW
+from jaxpar.partition.layout import Layout
+from jaxpar.partition.place import Precision
+
+
+def experiment(model=sizes.GPT_124M, layout="fsdp=4,tensor=2", **fields) -> Pretrain:
+    return Pretrain(
+        model=model,
+        data=Text("synthetic", tokenizer=Bytes(), seq_len=16, batch_size=4096),
+        optim=AdamW(peak_lr=1e-3, warmup_steps=1, decay_steps=3),
+        layout=Layout.parse(layout),
+        num_steps=3,
+        **fields,
+    )
+
+
+def test_every_parameter_stands_in_the_picture_under_its_path():
+    run = experiment()
+    recipe = run.recipe()
+    wanted = {
+        "/".join(key.key for key in path): leaf.shape
+        for path, leaf in jax.tree.leaves_with_path(recipe.anatomy().shapes)
+    }
+    assert {row.path: row.shape for row in show(run).rows} == wanted
+
+
+def test_a_row_says_axes_shape_piece_and_bytes():
+    text = str(show(experiment()))
+    (line,) = [row for row in text.splitlines() if row.startswith("embedding ")]
+    cells = [cell for cell in line.split("  ") if cell]
+    assert [cell.strip() for cell in cells] == [
+        "embedding", "vocab embed", "(50304, 768)", "(25152, 192)", "18.4 MiB",
+    ]  # fmt: skip
+
+
+def test_the_largest_piece_comes_first_and_the_sum_last():
+    table = show(experiment())
+    sizes_ = [row.bytes for row in table.rows]
+    assert sizes_ == sorted(sizes_, reverse=True)
+    # GPT-2 small, its vocabulary padded from 50,257 to 50,304.
+    assert table.count == 124_475_904
+    assert f"{len(table.rows)} parameters, 124,475,904 numbers" in str(table)
+
+
+def test_pieces_times_their_owners_are_the_whole():
+    table = show(experiment(layout="data=1"))
+    assert table.bytes == 4 * table.count
+    halved = show(experiment(layout="data=1", precision=Precision(params="bfloat16")))
+    assert halved.bytes == 2 * table.count
+
+
+def test_copies_that_a_mesh_axis_could_have_split_are_reported():
+    plain = show(experiment(layout="data=8"))
+    assert plain.replicated == {"data": plain.bytes}
+    assert "copied 8 times over data" in str(plain)
+    mixed = show(experiment())
+    # Biases of heads are whole over data; positions and norms, over tensor.
+    copied = {
+        axis: {row.path for row in mixed.rows if axis in row.spare}
+        for axis in mixed.replicated
+    }
+    assert "layers/attn/b_q" in copied["data"]
+    assert {"positions", "norm/scale"} <= copied["tensor"]
+    assert not any("w_" in path for path in copied["data"] | copied["tensor"])
+    assert not show(experiment(layout="data=1")).replicated
+
+
+def test_another_layout_is_shown_without_touching_the_experiment():
+    run = experiment()
+    assert show(run, "fsdp=8").layout == Layout.parse("fsdp=8")
+    assert show(run, Layout.parse("fsdp=8")) == show(run, "fsdp=8")
+    assert run.layout == Layout.parse("fsdp=4,tensor=2")
+
+
+def test_a_model_beyond_any_machine_costs_nothing_to_show():
+    before = len(jax.live_arrays())
+    table = show(experiment(sizes.GPT_175B, layout="fsdp=512,tensor=8"))
+    assert 174e9 < table.count < 176e9
+    assert len(jax.live_arrays()) == before
+
+
+def test_a_layout_that_does_not_divide_is_refused_by_name():
+    with pytest.raises(ValueError, match="heads.*12.*nearest legal size"):
+        show(experiment(), "tensor=8")
+
+
+def test_a_notebook_shows_a_table_with_the_same_rows():
+    table = show(experiment())
+    page = table._repr_html_()
+    assert page.count("<tr>") == len(table.rows) + 1
+    assert "layers/attn/w_q" in page

@@ -1,0 +1,109 @@
+"""Operations are counted as the mathematics has them, wherever they stand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from jaxpar.metrics.flops import model_flops
+
+ONCE = 2 * 8 * 4 * 4  # a product of [8, 4] and [4, 4]
+x, w = jax.ShapeDtypeStruct((8, 4), "float32"), jax.ShapeDtypeStruct((4, 4), "float32")
+
+
+def dot(x, w):
+    return x @ w
+
+
+def scanned(x, w):
+    return jax.lax.scan(lambda x, _: (dot(x, w), None), x, length=5)[0]
+
+
+@jax.custom_vjp
+def custom(x, w):
+    return dot(x, w)
+
+
+custom.defvjp(lambda x, w: (custom(x, w), (x, w)), lambda saved, g: (g @ w.T, x.T @ g))
+
+
+def test_a_product_counts_two_for_each_multiplication_and_addition():
+    assert model_flops(dot, x, w) == ONCE
+    heads = jax.ShapeDtypeStruct((2, 3, 8, 4), "float32")
+    scores = model_flops(lambda q: jnp.einsum("BNTH,BNSH->BNTS", q, q), heads)
+    assert scores == 2 * (2 * 3) * 8 * 8 * 4
+
+
+def test_a_product_in_a_scan_counts_once_a_turn():
+    assert model_flops(scanned, x, w) == 5 * ONCE
+    twice = model_flops(
+        lambda x, w: jax.lax.scan(lambda x, _: (scanned(x, w), None), x, length=3), x, w
+    )
+    assert twice == 15 * ONCE
+    assert (
+        model_flops(lambda x, w: jax.lax.fori_loop(0, 7, lambda _, x: x @ w, x), x, w)
+        == 7 * ONCE
+    )  # noqa: E501
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint, lambda _: custom])
+def test_what_surrounds_a_product_does_not_change_its_count(wrap):
+    assert model_flops(wrap(dot), x, w) == ONCE
+    assert (
+        model_flops(lambda x, w: jax.checkpoint(jax.jit(wrap(dot)))(x, w), x, w) == ONCE
+    )  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    "spec", [P("data"), P(("data", "tensor")), P(None), P(None, "tensor")]
+)
+def test_pieces_count_as_the_whole_and_copies_once(spec):
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    rows = P("tensor") if spec == P(None, "tensor") else P(None)
+
+    def piece(x, w):
+        y = dot(x, w)
+        return jax.lax.psum(y, "tensor") if spec == P(None, "tensor") else y
+
+    out = P(None) if spec == P(None, "tensor") else spec
+    mapped = jax.shard_map(piece, mesh=mesh, in_specs=(spec, rows), out_specs=out)
+    assert model_flops(mapped, x, w) == ONCE
+
+
+def test_of_a_choice_the_costliest_branch_counts():
+    def choose(i, x, w):
+        branches = (lambda x: x, lambda x: x @ w, lambda x: x @ w @ w)
+        return jax.lax.switch(i, branches, x)
+
+    assert model_flops(choose, jax.ShapeDtypeStruct((), "int32"), x, w) == 2 * ONCE
+
+
+def test_a_loop_of_unknown_length_counts_once_and_says_so():
+    def until(x, w):
+        return jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ w, x)
+
+    with pytest.warns(UserWarning, match="256 FLOPs a turn; it is counted as one"):
+        assert model_flops(until, x, w) == ONCE
+
+
+def test_a_row_of_a_ragged_product_meets_one_expert():
+    experts = jax.ShapeDtypeStruct((3, 4, 4), "float32")
+    sizes = jax.ShapeDtypeStruct((3,), "int32")
+    assert model_flops(jax.lax.ragged_dot, x, experts, sizes) == ONCE
+
+
+def test_a_convolution_of_width_one_is_a_product():
+    def convolve(x, w):
+        return jax.lax.conv_general_dilated(
+            x[None], w[None], (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+
+    assert model_flops(convolve, x, w) == ONCE
+
+
+def test_forward_and_backward_are_three_times_forward():
+    def step(x, w):
+        return jax.grad(lambda x, w: jnp.sum(scanned(x, w) ** 2), argnums=(0, 1))(x, w)
+
+    assert model_flops(step, x, w) == 3 * model_flops(scanned, x, w)

@@ -1,0 +1,246 @@
+"""What the command line makes of words, and what it says when they are wrong.
+
+pytest tests/test_cli.py -k nearest
+"""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from jaxpar.cli import main, options, verbs
+from jaxpar.cli.request import classes, experiment, parse
+from jaxpar.config import DataWentBad, NoUsableCheckpoint, UserError
+from jaxpar.experiment import Pretrain
+from jaxpar.generate.sample import Sampling
+from jaxpar.partition.layout import Layout
+
+TINY = """
+    from jaxpar.data.source import Text
+    from jaxpar.data.tokenizer import Bytes
+    from jaxpar.experiment import Pretrain
+    from jaxpar.models import sizes
+    from jaxpar.optim.optimizer import AdamW
+    from jaxpar.partition.layout import Layout
+
+    run = Pretrain(
+        model=sizes.gpt(
+            vocab_size=259, n_layers=2, d_embed=32, n_heads=4, max_positions=16
+        ),
+        data=Text("synthetic", tokenizer=Bytes(), seq_len=16, batch_size=8),
+        optim=AdamW(peak_lr=1e-3, warmup_steps=1, decay_steps=3),
+        layout=Layout.parse("fsdp=4,tensor=2"),
+        num_steps=3,
+    )
+"""
+OWN_MODEL = """
+    import dataclasses
+
+    from jaxpar.models.decoder import ModelConfig
+
+
+    @dataclasses.dataclass(frozen=True)
+    class Mine(ModelConfig):
+        width: int = 7
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="tiny.py"):
+        path = tmp_path / name
+        path.write_text(textwrap.dedent(text))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def tiny(write):
+    return write(TINY)
+
+
+def over(path, *flags):
+    """The experiment as these flags change it."""
+    run = experiment(path, Pretrain)
+    return parse(options.Train, flags, prog="jaxpar pretrain", run=run).run
+
+
+def refusal(capsys, *args):
+    """The one line that a wrong request is answered with."""
+    assert main(args) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    return line
+
+
+def test_help_names_every_verb_and_loads_no_jax():
+    code = (
+        "import sys; from jaxpar.cli import main; status = main(['--help']); "
+        "sys.exit(status or 'jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(f"  {verb} " in done.stdout for verb in verbs.VERBS)
+
+
+@pytest.mark.parametrize("verb", verbs.VERBS)
+def test_every_verb_has_help_without_an_experiment(capsys, verb):
+    assert main([*verb.split(), "--help"]) == 0
+    assert "--debug" in capsys.readouterr().out
+
+
+def test_help_with_an_experiment_lists_its_fields(capsys, tiny):
+    assert main(["pretrain", tiny, "--help"]) == 0
+    out = capsys.readouterr().out
+    for flag in ("--optim.peak-lr", "--layout LAYOUT", "--run-dir", "--data.source"):
+        assert flag in out
+
+
+def test_a_flag_replaces_the_field_at_its_path_and_nothing_else(tiny):
+    plain = over(tiny)
+    assert plain == experiment(tiny, Pretrain)
+    changed = over(
+        tiny, "--optim.peak-lr", "3e-4", "--layout", "data=2", "--num-steps", "9",
+        "--data.source", "files:*.txt", "--model.attention.rope-theta", "5",
+    )  # fmt: skip
+    assert changed.optim.peak_lr == 3e-4
+    assert changed.layout == Layout.parse("data=2")
+    assert changed.num_steps == 9
+    assert changed.data.source == "files:*.txt"
+    assert changed.model.attention.rope_theta == 5
+    assert changed.model.mlp == plain.model.mlp
+    assert changed.data.tokenizer == plain.data.tokenizer
+
+
+def test_the_options_stand_beside_the_fields(tiny):
+    run = experiment(tiny, Pretrain)
+    flags = ["--run-dir", "here", "--devices", "8", "--no-compile-cache", "--seed", "5"]
+    asked = parse(options.Train, flags, prog="jaxpar pretrain", run=run)
+    assert (str(asked.run_dir), asked.devices, asked.compile_cache) == (
+        "here",
+        8,
+        False,
+    )
+    assert asked.run.seed == 5
+
+
+def test_a_class_of_ones_own_gives_its_flags(write):
+    path = write(
+        TINY + OWN_MODEL + "\n    run = dataclasses.replace(run, model=Mine())\n"
+    )
+    assert over(path, "--model.width", "9").model.width == 9
+
+
+def test_a_new_token_is_drawn_as_the_library_draws_it():
+    defaults = dataclasses.asdict(Sampling())
+    asked = dataclasses.asdict(options.Generate())
+    assert defaults.items() <= asked.items()
+
+
+def test_import_finds_the_classes_that_a_file_defines(write):
+    found = classes([write(OWN_MODEL, "mine.py")])
+    assert "Mine" in [kind.__name__ for kind in found]
+
+
+def test_an_unknown_field_suggests_the_nearest(capsys, tiny):
+    line = refusal(capsys, "show", tiny, "--optim.peak-lt", "1")
+    assert "--optim.peak-lt" in line and "--optim.peak-lr" in line
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--optim.peak-lr", "fast"], "--optim.peak-lr.*fast"),
+        (["--num-steps", "1.5"], "--num-steps.*1.5"),
+        (["--num-steps", "0"], "num_steps=0"),
+        (["--layout", "fsdq=4"], "--layout.*fsdq"),
+        (["--layout", "fsdp=3"], "batch_size=8 is not divisible by 3"),
+        (["--layout"], "--layout"),
+        (["--model.attention.n-heads", "3"], "n_heads=3"),
+    ],
+)
+def test_a_wrong_value_is_one_line_and_status_2(capsys, tiny, flags, words):
+    assert re.search(words, refusal(capsys, "show", tiny, *flags))
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("x = 1", "defines no `run`; it must be a Pretrain or Finetune value"),
+        ("run = 3", "`run` is a int"),
+        ("def", "SyntaxError"),
+        ("import no_such_module", "no_such_module"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_file_that_is_no_experiment_is_refused(capsys, write, text, words):
+    assert words in refusal(capsys, "show", write(text))
+
+
+def test_what_is_not_there_is_named(capsys, tmp_path):
+    assert "no file" in refusal(capsys, "show", str(tmp_path / "gone.py"))
+    assert "EXPERIMENT first" in refusal(capsys, "pretrain")
+    assert "'trian'" in refusal(capsys, "trian")
+    assert "RUN first" in refusal(capsys, "evaluate", "--json")
+    assert str(tmp_path) in refusal(capsys, "evaluate", str(tmp_path))
+    assert "--prompt or --token-ids" in refusal(capsys, "generate", str(tmp_path))
+    line = refusal(capsys, "generate", str(tmp_path), "--token-ids", "1,b")
+    assert "1,b" in line
+    assert "--step last" in refusal(capsys, "evaluate", "r", "--step", "last")
+
+
+def test_an_experiment_is_a_module_that_may_import_its_neighbours(write):
+    write("width = 96", "a_neighbour_of_tiny.py")
+    path = write(TINY + "\n    from a_neighbour_of_tiny import width\n")
+    run = experiment(path, Pretrain)
+    assert run.num_steps == 3
+
+
+def raising(error, module):
+    """A verb that raises inside a function of the named module."""
+    space = {"__name__": module, "error": error}
+    exec("def do(args):\n    raise error", space)
+    return space["do"]
+
+
+@pytest.mark.parametrize(
+    "error, module, status",
+    [
+        (UserError("wrong"), "jaxpar.pretrain", 2),
+        (ValueError("wrong"), "jaxpar.pretrain", 2),
+        (TypeError("wrong"), "jaxpar.pretrain", 2),
+        (ValueError("broke"), "jaxpar.train.loop", 1),
+        (DataWentBad("rotten"), "jaxpar.train.loop", 3),
+        (NoUsableCheckpoint("none"), "jaxpar.checkpoint.manager", 4),
+        (RuntimeError("broke\nat length"), "jaxpar.pretrain", 1),
+        (KeyboardInterrupt(), "jaxpar.pretrain", 130),
+    ],
+)
+def test_the_exit_status_says_whose_fault_it_was(
+    capsys, monkeypatch, error, module, status
+):
+    monkeypatch.setitem(verbs.VERBS, "pretrain", (raising(error, module), ""))
+    assert main(["pretrain"]) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("jaxpar: ")
+
+
+def test_debug_shows_the_traceback(capsys):
+    assert main(["show", "gone.py", "--debug"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err and err.splitlines()[-1].startswith("jaxpar: ")
+
+
+def test_show_prints_one_json_object(capsys, tiny):
+    assert main(["show", tiny, "--layout", "data=8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["layout"] == "data=8"
+    # Embedding, positions, two blocks of attention and MLP, the last norm.
+    block = 4 * 32 * 32 + 4 * 32 + 2 * 32 * 128 + 128 + 32 + 2 * 2 * 32
+    assert found["count"] == 384 * 32 + 16 * 32 + 2 * block + 2 * 32

@@ -1,0 +1,266 @@
+"""The loop's order is law, and it looks at no number between events.
+
+pytest tests/train/test_loop.py
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpar.train.events import Decide, Diverged, Evaluate, Log
+from jaxpar.train.loop import History, StartDecay, Stop, fit
+from jaxpar.train.state import NEVER, TrainState
+
+
+class Shy:
+    """A metric that may be looked at only while an event runs."""
+
+    open = False
+
+    def __init__(self, value):
+        self.value = value
+
+    def __array__(self, dtype=None, copy=None):
+        assert Shy.open, "a number was looked at between events"
+        return np.asarray(self.value, dtype)
+
+    def __float__(self):
+        return float(self.__array__())
+
+    __int__ = __bool__ = __index__ = __float__
+
+
+def new_state(step=0):
+    return TrainState(jnp.int32(step), {}, (), jnp.int32(NEVER))
+
+
+def step_of(state, batch):
+    metrics = {"loss": Shy(float(batch)), "tokens": Shy(8.0)}
+    return dataclasses.replace(state, step=state.step + 1), metrics
+
+
+class Recorder:
+    """An event that writes its name down, and wishes what it was told to."""
+
+    def __init__(self, name, seen, *, every=1, wishes=None, fetches=False):
+        self.name, self.seen, self.every = name, seen, every
+        self.wishes, self.fetches = wishes or {}, fetches
+
+    def due(self, step, history):
+        return step % self.every == 0
+
+    def run(self, step, state, history):
+        decay_from = int(state.decay_from)
+        self.seen.append((step, self.name, decay_from, history.stop))
+        if self.fetches:
+            Shy.open = True
+            history.fetch()
+            Shy.open = False
+        return self.wishes.get(step)
+
+
+def run(events, *, num_steps=6, state=None, history=None, step=step_of):
+    return fit(
+        state or new_state(),
+        itertools.count(),
+        step,
+        num_steps=num_steps,
+        events=events,
+        history=history,
+    )
+
+
+def test_events_run_in_the_order_they_were_given_and_at_step_0_too():
+    seen = []
+    names = ("log", "evaluate", "decide", "save")
+    run([Recorder(name, seen) for name in names], num_steps=2)
+    want = [(step, name) for step in range(3) for name in names]
+    assert [entry[:2] for entry in seen] == want
+
+
+def test_a_wish_is_granted_before_the_next_event_runs():
+    seen = []
+    decide = Recorder("decide", seen, wishes={2: StartDecay(), 4: Stop("enough")})
+    state, history = run([decide, Recorder("save", seen)])
+    at = {(step, name): rest for step, name, *rest in seen}
+    assert at[2, "decide"] == [NEVER, None]
+    assert at[2, "save"] == [2, None]
+    assert at[4, "save"] == [2, Stop("enough")]
+    assert int(state.step) == 4 and history.stop == Stop("enough")
+
+
+def test_the_decay_begins_once():
+    wishes = {2: StartDecay(), 3: StartDecay()}
+    state, _ = run([Recorder("decide", [], wishes=wishes)])
+    assert int(state.decay_from) == 2
+
+
+def test_a_step_that_starts_later_runs_no_event_before_it_steps():
+    seen = []
+    run([Recorder("log", seen)], state=new_state(4))
+    assert [step for step, *_ in seen] == [5, 6]
+
+
+def test_nothing_is_fetched_between_events():
+    _, history = run([Recorder("log", [], every=3, fetches=True)], num_steps=7)
+    assert [row["step"] for row in history.rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["loss"] for row in history.rows] == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(AssertionError, match="between events"):
+        history.fetch()
+
+
+def test_seconds_are_the_time_since_the_last_fetch_divided_by_its_steps():
+    _, history = run([Recorder("log", [], every=3, fetches=True)])
+    first, second = history.rows[:3], history.rows[3:]
+    assert len({row["seconds"] for row in first}) == 1
+    assert len({row["seconds"] for row in second}) == 1
+    assert all(row["seconds"] >= 0 for row in history.rows)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_loop_between_steps_with_the_live_state(kind):
+    before = signal.getsignal(kind)
+
+    def interrupted(state, batch):
+        if batch == 2:
+            os.kill(os.getpid(), kind)
+        return step_of(state, batch)
+
+    seen = []
+    state, history = run([Recorder("save", seen)], step=interrupted)
+    assert int(state.step) == 3 and seen[-1][0] == 3
+    assert history.interrupted and history.signal == kind.name
+    assert history.stop is None and signal.getsignal(kind) == before
+    state, history = run([], state=state, history=history)
+    assert int(state.step) == 6 and not history.interrupted
+
+
+def test_a_second_signal_is_not_held_back():
+    def twice(state, batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return step_of(state, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        run([], step=twice)
+
+
+def test_other_threads_leave_signals_alone():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(run([])))
+    thread.start()
+    thread.join()
+    assert int(found[0][0].step) == 6
+
+
+# The events that come with the loop, on a model whose loss is told beforehand.
+
+
+@dataclasses.dataclass(frozen=True)
+class Waits:
+    """A constant rate that decays for two steps once it is told to."""
+
+    length: int = 2
+
+    def ends(self, decay_from):
+        return None if decay_from == NEVER else decay_from + self.length
+
+    def __call__(self, step, decay_from):
+        return (
+            1.0 if step < decay_from else max(1 - (step - decay_from) / self.length, 0)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """A rule that wishes what it was told at each step."""
+
+    wishes: dict
+
+    def start(self):
+        return {"seen": [], "best": None}
+
+    def observe(self, memory, step, loss, phase):
+        memory = {**memory, "seen": [*memory["seen"], [step, phase]], "best": step}
+        return memory, self.wishes.get(step), step == 5
+
+
+def wired(lines, *, rule=None, every=2, memory=None, log_every=100):
+    schedule = Waits()
+    evaluation = Evaluate(
+        lambda params, batch: {"loss": jnp.float32(batch), "weight": jnp.float32(2)},
+        [1.0, 3.0],
+        lines.append,
+        every=every,
+        schedule=schedule,
+        n_bytes=8,
+    )
+    decide = Decide(rule or Told({}), evaluation, schedule, memory)
+    log = Log(lines.append, every=log_every, before=(evaluation,))
+    return log, evaluation, decide
+
+
+def plain_step(state, batch):
+    metrics = {"loss": jnp.float32(batch), "tokens": jnp.float32(8)}
+    return dataclasses.replace(state, step=state.step + 1), metrics
+
+
+def test_the_held_out_set_is_scored_at_step_0_on_schedule_and_last():
+    lines = []
+    run(wired(lines), num_steps=5, step=plain_step)
+    scored = [line for line in lines if "split" in line]
+    assert [line["step"] for line in scored] == [0, 2, 4, 5]
+    assert scored[0] == {
+        "step": 0, "split": "heldout", "nats_per_token": 1.0, "nats_per_byte": 0.5,
+    }  # fmt: skip
+    assert json.loads(json.dumps(lines)) == lines
+
+
+def test_steps_are_written_before_the_evaluation_they_led_to():
+    lines = []
+    run(wired(lines, every=3), num_steps=4, step=plain_step)
+    order = [(line["step"], "split" in line) for line in lines]
+    assert order == [
+        (0, True), (1, False), (2, False), (3, False), (3, True), (4, False), (4, True),
+    ]  # fmt: skip
+
+
+def test_an_evaluation_off_schedule_takes_no_part_in_decisions():
+    events = wired([], rule=Told({5: Stop("no")}))
+    _, history = run(events, num_steps=5, step=plain_step)
+    rule = events[2].memory["rule"]
+    assert [step for step, _ in rule["seen"]] == [0, 2, 4]
+    assert rule["best"] == 5 and history.best_at == 5 and history.stop is None
+
+
+def test_the_end_of_a_decay_is_evaluated_and_decided_whatever_the_interval():
+    events = wired([], rule=Told({4: StartDecay(), 6: Stop("over")}), every=4)
+    state, history = run(events, num_steps=20, step=plain_step)
+    assert int(state.step) == 6 and history.stop == Stop("over")
+    assert events[2].memory["stopped"] == "over"
+    phases = events[2].memory["rule"]["seen"]
+    assert phases == [[0, "plateau"], [4, "plateau"], [6, "still"]]
+
+
+def test_a_loss_that_is_no_number_ends_the_run():
+    def broken(state, batch):
+        state, metrics = plain_step(state, batch)
+        return state, {**metrics, "loss": jnp.float32(jnp.nan)}
+
+    with pytest.raises(Diverged, match="step 1 is nan"):
+        run(wired([]), step=broken)
+
+
+def test_history_keeps_arrays_where_they_are():
+    history = History()
+    history.keep(1, {"loss": jax.device_put(2.0, jax.devices()[-1])})
+    (row,) = history.fetch()
+    assert row["loss"] == 2.0 and history.fetch() == []
