@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         if read_only and not self.directory.is_dir():
             raise UserError(f"{self.directory} holds no checkpoints.")
+        # Orbax tells on absl's log, at the level of a warning, what it was asked to do.
+        logging.getLogger("absl").setLevel(logging.ERROR)
         policies = checkpoint_managers
         self._manager = ocp.CheckpointManager(
             self.directory,

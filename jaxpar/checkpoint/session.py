@@ -159,7 +159,9 @@ def _fit(run, home, prepared, placed, checkpoints, state, memory) -> Ended:
         if history.interrupted and step != checkpoints.newest():
             save.run(step, state, history)
         checkpoints.wait()
-    reason = history.stop.reason if history.stop else f"num_steps={run.num_steps}"
+    reason = (
+        history.stop.reason if history.stop else f"num_steps={run.num_steps} reached"
+    )
     if history.interrupted:
         reason = f"stopped on request ({history.signal}) and saved"
     elif not history.stop:
@@ -220,7 +222,7 @@ def last_score(home: RunDir) -> dict[str, float] | None:
 
 def report(ended: Ended, home: RunDir, xz: float | None) -> None:
     """Prints where a run is, why it ended, and how good it is."""
-    print(f"{home.path}: {ended.reason} (step {ended.step}).")
+    print(f"{home.path} is at step {ended.step}: {ended.reason}.")
     if ended.heldout:
         score = ended.heldout
         beside = "" if xz is None else f"; xz -9 reaches {xz:.4f} on the same bytes"
@@ -231,7 +233,7 @@ def report(ended: Ended, home: RunDir, xz: float | None) -> None:
     if ended.best:
         print(
             f"Best at step {ended.best['step']}: {ended.best['loss']:.4f} nats/token; "
-            "its checkpoint is kept, and is what the verbs below use."
+            "its checkpoint is kept, and is the one that evaluate and generate take."
         )
 
 

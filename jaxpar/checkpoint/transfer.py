@@ -46,4 +46,6 @@ def adopt(fresh: Any, pretrained: Any, *, keep_fresh: tuple[str, ...] = ()) -> A
             f"The source's parameters do not account for this model's; "
             f"{'; '.join(wrong)}. Name what may stay fresh in keep_fresh."
         )
-    return unpaths({path: ours[path] if path in kept else theirs[path] for path in ours})
+    return unpaths(
+        {path: ours[path] if path in kept else theirs[path] for path in ours}
+    )

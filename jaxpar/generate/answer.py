@@ -96,7 +96,7 @@ class _Streamed:
         self._ids.append(int(ids[0]))
         text = self._tokens.decode(self._ids)
         # A last replacement character may be the beginning of a longer one.
-        ready = text[: -1] if text.endswith("�") else text
+        ready = text[:-1] if text.endswith("�") else text
         sys.stdout.write(ready[self._shown :])
         sys.stdout.flush()
         self._shown = max(self._shown, len(ready))

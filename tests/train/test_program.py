@@ -83,9 +83,7 @@ def test_gradients_are_reduced_in_float32_when_the_compute_is_bfloat16(
     layout, tmp_path
 ):
     # Without a tensor axis every reduction in the step is one of gradients or losses.
-    module = partitioned(
-        step_on(GPT, layout, Precision(compute="bfloat16")), tmp_path
-    )
+    module = partitioned(step_on(GPT, layout, Precision(compute="bfloat16")), tmp_path)
     kinds = {dtype for kind, dtype, _ in collectives(module) if "reduce" in kind}
     assert kinds == {"f32"}
 
