@@ -62,7 +62,7 @@ def open_run(
 
 
 def place(own: Layout, asked: Layout | str | None, devices: int | None) -> Placed:
-    """Where to compute: as asked, else as the run did if it fits exactly, else on one."""
+    """Where to compute: as asked, else as the run did where that fits, else on one."""
     if asked is not None:
         layout = Layout.parse(asked) if isinstance(asked, str) else asked
         return layout.on(machine.choose(layout, devices, may_idle=True))

@@ -58,9 +58,10 @@ def answer(
         print("The model keeps no cache: the prefix is run again.", file=sys.stderr)
     ways = opened.placed.layout.batch_divisor
     if len(rows) % ways:
+        filled = -(-len(rows) // ways) * ways
         print(
-            f"{len(rows)} prompts filled up with copies to {-(-len(rows) // ways) * ways}"
-            f" for layout {opened.placed.layout.spelling}.",
+            f"{len(rows)} prompts are filled up with copies to {filled}, which layout "
+            f"{opened.placed.layout.spelling} divides.",
             file=sys.stderr,
         )
     show = _Streamed(tokens) if stream and len(rows) == 1 else None

@@ -5,6 +5,8 @@ from jaxpar.nn.attention import AttentionConfig, NoNorm
 from jaxpar.nn.mlp import MLPConfig
 from jaxpar.nn.norm import LayerNorm, NormConfig, RMSNorm
 
+PLAIN = NoNorm()
+
 
 def gpt(
     *, vocab_size: int, n_layers: int, d_embed: int, n_heads: int, max_positions: int
@@ -38,7 +40,7 @@ def llama(
     n_kv_heads: int,
     d_mlp: int,
     max_positions: int,
-    qk_norm: NormConfig = NoNorm(),
+    qk_norm: NormConfig = PLAIN,
     tied: bool = False,
 ) -> DecoderConfig:
     """Llama's form: rotary positions, RMSNorm, SwiGLU, grouped queries, no biases."""

@@ -16,6 +16,9 @@ class Schedule:
     warmup + stable steps, or where `decay_from` says, whichever is first; with
     stable_steps = -1 it waits for `decay_from`. It is a half cosine (Loshchilov and
     Hutter, 2017) or linear (the D of warm-up, stable, decay: Hu et al., 2024).
+    decay_steps counts from where the decay begins: its first update lies below the
+    peak already, its last one, before the step `ends`, is at `final` x peak. The first
+    update of the warm-up is at peak / warmup_steps, never at zero.
     """
 
     peak_lr: float

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxpar.optim.optimizer import AdamW
 
 from jaxpar.generate.sample import Generator, Sampling, choose
 from jaxpar.models import sizes
 from jaxpar.nn.norm import RMSNorm
 from jaxpar.nn.places import Places, whole
+from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.place import Precision, under
 from jaxpar.train.objective import CausalLM
@@ -66,7 +66,7 @@ def test_cached_logits_are_those_of_the_whole_forward_pass(model):
                 cache, out, at = model.cache(2, 16), [], 0
                 for n in (5, 1, 1, 3, 1, 1):
                     piece = tokens[:, at : at + n]
-                    places = jax.tree.map(lambda p: p[:, at : at + n], whole(tokens))
+                    places = [p[:, at : at + n] for p in whole(tokens)]
                     x, aux = model(piece, Places(*places), cache=cache)
                     cache = aux.cache
                     out.append(model.unembed(x))

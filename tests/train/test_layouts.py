@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxpar.config import paths
-from jaxpar.optim.optimizer import AdamW
 
+from jaxpar.config import paths
 from jaxpar.models import sizes
 from jaxpar.nn.norm import RMSNorm
+from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.place import Precision
 from jaxpar.train.objective import CausalLM

@@ -90,7 +90,8 @@ def test_gradients_are_reduced_in_float32_when_the_compute_is_bfloat16(
 
 def test_a_plain_bfloat16_matmul_would_be_caught(tmp_path):
     placed = Layout.parse("data=8").on(jax.devices())
-    x = jax.ShapeDtypeStruct((B, 32), jnp.bfloat16, sharding=placed.sharding(("batch", "embed")))  # fmt: skip
+    rows = placed.sharding(("batch", "embed"))
+    x = jax.ShapeDtypeStruct((B, 32), jnp.bfloat16, sharding=rows)
     w = jax.ShapeDtypeStruct((32, 48), jnp.float32, sharding=placed.replicated)
 
     def loss(w, x):

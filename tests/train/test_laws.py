@@ -1,0 +1,183 @@
+"""Laws of the forward pass and the step, some of which others broke."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpar.config import paths
+from jaxpar.models import sizes
+from jaxpar.nn.norm import RMSNorm
+from jaxpar.nn.places import Places, whole
+from jaxpar.optim.optimizer import AdamW
+from jaxpar.partition.layout import Layout
+from jaxpar.partition.place import Precision, under
+from jaxpar.train.loss import chunked_losses, token_losses
+from jaxpar.train.objective import CausalLM
+from jaxpar.train.state import Recipe, create
+from jaxpar.train.step import make_gradients, make_train_step
+
+T = 16
+GPT = sizes.gpt(vocab_size=90, n_layers=2, d_embed=16, n_heads=4, max_positions=T)
+LLAMA = sizes.llama(
+    vocab_size=90, n_layers=2, d_embed=16, n_heads=4, n_kv_heads=2, d_mlp=24,
+    max_positions=T, qk_norm=RMSNorm(),
+)  # fmt: skip
+MODELS = pytest.mark.parametrize("model", [GPT, LLAMA], ids=["gpt", "llama"])
+
+
+def recipe_of(model, kind="float64"):
+    optim = AdamW(peak_lr=1e-2, warmup_steps=4, decay_steps=40)
+    return Recipe(model, CausalLM(chunk=4), optim, Precision(kind, kind, kind))
+
+
+def alone():
+    return Layout.parse("data=1").on(jax.devices()[:1])
+
+
+def forward(model, tokens, where):
+    """Logits of a fresh model in float64."""
+    recipe, placed = recipe_of(model), alone()
+    params, anatomy = create(recipe, placed, seed=0).params, recipe.anatomy()
+
+    @jax.jit
+    def run(params, tokens, where):
+        with under(placed, recipe.precision):
+            model = recipe.merge(anatomy, params)
+            x, _ = model(tokens, where)
+            return model.unembed(x)
+
+    return np.asarray(run(params, jnp.asarray(tokens), where))[..., : model.vocab_size]
+
+
+def some_tokens(rows=1):
+    return np.random.default_rng(0).integers(0, 90, (rows, T)).astype(np.int32)
+
+
+@MODELS
+def test_no_position_sees_the_future(model):
+    with jax.enable_x64(True):
+        tokens = some_tokens()
+        poked = tokens.copy()
+        poked[0, 7] += 1
+        a, b = (forward(model, x, whole(jnp.asarray(x))) for x in (tokens, poked))
+    np.testing.assert_array_equal(a[0, :7], b[0, :7])
+    assert (a[0, 7:] != b[0, 7:]).any(axis=-1).all()
+
+
+def packed(tokens):
+    """Two documents in a row, of 6 and 10 tokens."""
+    positions = np.concatenate([np.arange(6), np.arange(10)])[None].astype(np.int32)
+    segments = np.repeat([1, 2], [6, 10])[None].astype(np.int32)
+    weights = np.ones((1, T), np.float32)
+    return {
+        "tokens": tokens,
+        "targets": np.roll(tokens, -1, axis=1),
+        "positions": positions,
+        "segments": segments,
+        "weights": weights,
+    }
+
+
+@MODELS
+def test_the_first_of_two_packed_documents_leaves_the_second_as_it_was(model):
+    with jax.enable_x64(True):
+        first = packed(some_tokens())
+        other = {**first, "tokens": first["tokens"].copy()}
+        other["tokens"][0, :6] = (other["tokens"][0, :6] + 5) % 90
+        logits, grads = [], []
+        for batch in (first, other):
+            places = Places(
+                jnp.asarray(batch["positions"]), jnp.asarray(batch["segments"])
+            )
+            logits.append(forward(model, batch["tokens"], places))
+            batch = {**batch, "weights": (batch["segments"] == 2).astype(np.float32)}
+            recipe, placed = recipe_of(model), alone()
+            params = create(recipe, placed, seed=0).params
+            found, _ = jax.jit(make_gradients(recipe, placed))(params, batch, 0)
+            grads.append(jax.device_get(found))
+        # Alone in its row, the second document gives the same logits.
+        lone = first["tokens"][:, 6:]
+        by_itself = forward(model, lone, whole(jnp.asarray(lone)))
+    np.testing.assert_array_equal(logits[0][0, 6:], logits[1][0, 6:])
+    np.testing.assert_allclose(by_itself[0], logits[0][0, 6:], rtol=1e-10, atol=1e-12)
+    for path, leaf in paths(grads[0]).items():
+        other_leaf = paths(grads[1])[path]
+        if path == "embedding":
+            # Tied or not, rows of the first document's own tokens get no gradient
+            # through it; only the softmax touches them, which both share.
+            np.testing.assert_allclose(leaf, other_leaf, atol=1e-15)
+        else:
+            np.testing.assert_array_equal(leaf, other_leaf, err_msg=path)
+
+
+def batch_of(weights):
+    tokens = some_tokens(len(weights))
+    return {
+        "tokens": tokens,
+        "targets": np.roll(tokens, -1, axis=1),
+        "positions": np.broadcast_to(np.arange(T, dtype=np.int32), tokens.shape),
+        "segments": np.zeros_like(tokens),
+        "weights": np.asarray(weights, np.float32),
+    }
+
+
+def test_microbatches_of_1_and_7_tokens_give_the_mean_over_8():
+    weights = np.zeros((2, T))
+    weights[0, 3], weights[1, :7] = 1, 1
+    with jax.enable_x64(True):
+        recipe, placed = recipe_of(LLAMA), alone()
+        params = create(recipe, placed, seed=0).params
+        found = []
+        for m in (1, 2):
+            function = jax.jit(make_gradients(recipe, placed, microbatches=m))
+            grads, sums = function(params, batch_of(weights), 0)
+            assert float(sums.weight) == 8
+            found.append(paths(jax.device_get(grads)))
+    for path, leaf in found[0].items():
+        np.testing.assert_allclose(found[1][path], leaf, rtol=1e-10, atol=1e-14)
+
+
+def test_a_batch_without_a_token_to_learn_from_changes_nothing_but_decay():
+    recipe, placed = recipe_of(LLAMA, "float32"), alone()
+    recipe = dataclasses.replace(
+        recipe, optim=dataclasses.replace(recipe.optim, weight_decay=0.0)
+    )
+    state = create(recipe, placed, seed=0)
+    before = jax.device_get(state.params)
+    step = make_train_step(recipe, placed)
+    state, metrics = step(state, batch_of(np.zeros((2, T))))
+    assert float(metrics["loss"]) == 0
+    for path, leaf in paths(jax.device_get(state.params)).items():
+        np.testing.assert_array_equal(leaf, paths(before)[path], err_msg=path)
+
+
+def test_the_update_from_step_i_uses_the_schedule_at_i():
+    recipe, placed = recipe_of(LLAMA, "float32"), alone()
+    state, step = create(recipe, placed, seed=0), make_train_step(recipe, placed)
+    for i in range(3):
+        state, metrics = step(state, batch_of(np.ones((2, T))))
+        assert float(metrics["learning_rate"]) == float(recipe.optim.schedule(i))
+    assert int(state.step) == 3
+
+
+def test_chunks_do_not_change_the_loss():
+    with jax.enable_x64(True):
+        random = np.random.default_rng(1)
+        x = jnp.asarray(random.normal(size=(2, T, 5)))
+        w = jnp.asarray(random.normal(size=(5, 11)))
+        targets = jnp.asarray(random.integers(0, 11, (2, T)), jnp.int32)
+        want = token_losses(x @ w, targets)
+        for chunk in (1, 3, 4, T, 100):
+            got = chunked_losses(lambda x: x @ w, x, targets, chunk=chunk)
+            np.testing.assert_allclose(got, want, rtol=1e-14)
+        soft = -jax.nn.log_softmax(x @ w)
+        naive = jnp.take_along_axis(soft, targets[..., None], axis=-1)[..., 0]
+        np.testing.assert_allclose(want, naive, rtol=1e-13)
+
+
+def test_padded_ids_of_the_vocabulary_are_never_likely():
+    logits = forward(LLAMA, some_tokens(), whole(jnp.asarray(some_tokens())))
+    assert logits.shape[-1] == 90 and np.isfinite(logits).all()
