@@ -97,9 +97,9 @@ def check_schedule(run: Any) -> None:
 CLASSES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Pretrain, Finetune, FromSource, DecoderConfig, AttentionConfig, MLPConfig, RMSNorm,
-        LayerNorm, NoNorm, Text, Pairs, BPE, Bytes, AdamW, Muon, CausalLM, Precision,
-        Never, Converged, Layout,
+        Pretrain, Finetune, FromSource, DecoderConfig, AttentionConfig, MLPConfig,
+        RMSNorm, LayerNorm, NoNorm, Text, Pairs, BPE, Bytes, AdamW, Muon, CausalLM,
+        Precision, Never, Converged, Layout,
     )
 }  # fmt: skip
 """The one written table of what a config.json may name."""

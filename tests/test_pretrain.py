@@ -23,6 +23,7 @@ from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition import devices
 from jaxpar.partition.layout import Layout
 from jaxpar.train.converge import Converged
+from jaxpar.train.state import NEVER
 from jaxpar.train.step import make_train_step
 
 MODEL = sizes.llama(
@@ -155,10 +156,12 @@ def test_a_run_that_converged_stops_at_the_same_step_when_resumed(tmp_path, caps
     assert "nothing left to do: converged" in capsys.readouterr().out
 
 
-def test_steps_that_end_before_the_decay_does_are_said(tmp_path, capsys):
-    short = dataclasses.replace(RUN, num_steps=3)
-    assert pretrain.main(short, run_dir=tmp_path / "run") == 0
-    assert "decay would end at step 6" in capsys.readouterr().out
+def test_steps_that_end_before_the_decay_does_are_said():
+    schedule, waits = RUN.optim.schedule, HASTY.optim.schedule
+    assert "decay would end at step 6" in session.unfinished(schedule, 5, NEVER)
+    assert session.unfinished(schedule, 6, NEVER) == ""
+    assert "has not begun to decay" in session.unfinished(waits, 5, NEVER)
+    assert session.unfinished(waits, 9, 5) == ""
 
 
 def test_finetune_starts_where_the_source_ended(trained, tmp_path):

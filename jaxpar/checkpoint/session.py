@@ -159,15 +159,10 @@ def _fit(run, home, prepared, placed, checkpoints, state, memory) -> Ended:
         if history.interrupted and step != checkpoints.newest():
             save.run(step, state, history)
         checkpoints.wait()
-    reason = (
-        history.stop.reason if history.stop else f"num_steps={run.num_steps} reached"
-    )
-    if history.interrupted:
-        reason = f"stopped on request ({history.signal}) and saved"
-    elif not history.stop:
-        reason += unfinished(schedule, step, history.decay_from)
     best = _best(decide.memory)
-    return Ended(step, reason, last_score(home), best, history.interrupted)
+    return Ended(
+        step, _reason(run, step, history), last_score(home), best, history.interrupted
+    )
 
 
 def _writers(stack: contextlib.ExitStack, run: Any, home: RunDir, start: int):
@@ -185,6 +180,15 @@ def _writers(stack: contextlib.ExitStack, run: Any, home: RunDir, start: int):
             each.write(row)
 
     return write
+
+
+def _reason(run: Any, step: int, history: History) -> str:
+    if history.interrupted:
+        return f"stopped on request ({history.signal}) and saved"
+    if history.stop:
+        return history.stop.reason
+    early = unfinished(run.optim.schedule, step, history.decay_from)
+    return f"num_steps={run.num_steps} reached{early}"
 
 
 def nothing_left(run: Any, step: int, memory: dict) -> str:
