@@ -139,13 +139,20 @@ def _compare(path: str, ours: Any, theirs: Any, is_free_here: bool):
     same_kind = type(ours) is type(theirs)
     nested = dataclasses.is_dataclass(ours) and not hasattr(ours, "spelling")
     if not (same_kind and nested):
-        if ours != theirs:
+        if not _same(ours, theirs):
             yield Difference(path, _short(ours), _short(theirs), is_free_here)
         return
     for field in _fields(ours):
         inner = f"{path}.{field.name}" if path else field.name
         ours_, theirs_ = getattr(ours, field.name), getattr(theirs, field.name)
         yield from _compare(inner, ours_, theirs_, is_free_here or is_free(field))
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    """Equality as JSON keeps it: a list is a tuple, a NaN is itself."""
+    if isinstance(ours, tuple | list) and isinstance(theirs, tuple | list):
+        return len(ours) == len(theirs) and all(map(_same, ours, theirs))
+    return ours == theirs or (ours != ours and theirs != theirs)
 
 
 def _short(value: Any) -> Any:

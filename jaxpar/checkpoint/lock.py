@@ -16,8 +16,14 @@ class RunLock:
         self.path = Path(directory) / "run.lock"
 
     def __enter__(self) -> "RunLock":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "a+")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+")
+        except OSError as error:
+            raise UserError(
+                f"{self.path.parent} cannot be written: {error.strerror}; choose "
+                "another --run-dir."
+            ) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

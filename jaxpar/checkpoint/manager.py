@@ -15,6 +15,7 @@ from orbax.checkpoint import checkpoint_managers
 from jaxpar.config import NoUsableCheckpoint, UserError
 
 PARAMS, REST, MEMORY = "params", "rest", "memory"
+CALLED = {PARAMS: "parameters", REST: "optimizer state"}
 
 
 class Checkpoints:
@@ -28,6 +29,8 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         if read_only and not self.directory.is_dir():
             raise UserError(f"{self.directory} holds no checkpoints.")
+        if not read_only:
+            _make_ready(self.directory)
         # Orbax tells on absl's log, at the level of a warning, what it was asked to do.
         logging.getLogger("absl").setLevel(logging.ERROR)
         policies = checkpoint_managers
@@ -64,7 +67,8 @@ class Checkpoints:
             "opt_state": state.opt_state,
             "decay_from": state.decay_from,
         }
-        rank = float(step) if best else 0.0
+        # Above zero for step 0, too: a fine-tune's best may be where it began.
+        rank = float(step + 1) if best else 0.0
         saved = self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -92,9 +96,20 @@ class Checkpoints:
         self._manager.close()
 
     def steps(self) -> list[int]:
-        """The steps that were saved whole, ascending."""
+        """The steps that were saved whole, ascending.
+
+        Raises:
+          NoUsableCheckpoint: there are steps, and not one of them is whole.
+        """
         found = self._manager.all_steps()
-        return sorted(s for s in found if (self.directory / str(s) / PARAMS).is_dir())
+        whole = [s for s in found if (self.directory / str(s) / PARAMS).is_dir()]
+        ruins = [] if whole else _ruins(self.directory)
+        if ruins:
+            raise NoUsableCheckpoint(
+                f"{self.directory} has the steps {ruins}, and none is whole: {PARAMS}/ "
+                "is missing. Copy one again, or start anew with another --run-dir."
+            )
+        return sorted(whole)
 
     def newest(self) -> int | None:
         return max(self.steps(), default=None)
@@ -109,13 +124,19 @@ class Checkpoints:
         return {key: value for key, value in found.items() if key != "is_best"}
 
     def restore(self, step: int, target: Any) -> tuple[Any, dict]:
-        """The state of a step, laid out as the target's shardings say; its memory."""
+        """The state of a step, laid out as the target's shardings say; its memory.
+
+        Raises:
+          UserError: shapes or types other than the target's are stored.
+          NoUsableCheckpoint: the step is damaged.
+        """
         rest = {
             "step": target.step,
             "opt_state": target.opt_state,
             "decay_from": target.decay_from,
         }
         self._compare(step, PARAMS, target.params)
+        self._compare(step, REST, rest)
         found = self._open(
             step,
             {
@@ -133,11 +154,14 @@ class Checkpoints:
 
     def param_shapes(self, step: int) -> dict:
         """Shapes and types of the stored parameters, without reading them."""
+        return self._shapes(step, PARAMS)
+
+    def _shapes(self, step: int, item: str) -> dict:
         with self._readable(step):
-            found = self._manager.item_metadata(step)[PARAMS]
-        tree = getattr(found, "tree", found)
+            found = self._manager.item_metadata(step)[item]
+            tree = dict(getattr(found, "tree", found))
         return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), dict(tree)
+            lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), tree
         )
 
     def _open(self, step: int, items: dict) -> Any:
@@ -154,7 +178,7 @@ class Checkpoints:
         """Says in one line which step is damaged, and what to do."""
         try:
             yield
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else ""
             raise NoUsableCheckpoint(
                 f"{self.directory / str(step)} cannot be read ({type(error).__name__}: "
@@ -165,7 +189,7 @@ class Checkpoints:
         """Refuses other types and shapes; Orbax would cast types in silence."""
         if step not in self.steps():
             return
-        stored = _flat(self.param_shapes(step))
+        stored = _flat(self._shapes(step, item))
         wanted = _flat(target)
         wrong = [
             f"{path} {_said(stored.get(path))} stored, {_said(wanted.get(path))} wanted"
@@ -174,7 +198,7 @@ class Checkpoints:
         ]
         if wrong:
             raise UserError(
-                f"{self.directory / str(step)} holds other parameters: "
+                f"{self.directory / str(step)} holds other {CALLED[item]}: "
                 f"{'; '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
             )
 
@@ -186,13 +210,60 @@ class Checkpoints:
             return False
 
 
+def _make_ready(directory: Path) -> None:
+    """Refuses what a writer would only stumble over, or lose steps by, later on.
+
+    Orbax counts every directory with a number as a step: an empty one would refuse
+    all earlier saves, and a damaged one takes the place of a whole one in `keep`. Only
+    a newer one is refused: an older one is what a killed deletion leaves behind.
+    """
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise UserError(f"{directory} is a file; checkpoints need a directory.")
+    for step in _numbers(directory):
+        with contextlib.suppress(OSError):  # It is not empty.
+            (directory / str(step)).rmdir()
+    ruins = _ruins(directory)
+    whole = set(_numbers(directory)) - set(ruins)
+    newest = max(whole, default=None)
+    newer = [step for step in ruins if newest is not None and step > newest]
+    if newer:
+        raise UserError(
+            f"{directory} has the damaged steps {newer}, which lack {PARAMS}/; move "
+            f"them elsewhere to go on from step {newest}."
+        )
+
+
+def _numbers(directory: Path) -> list[int]:
+    """The directories that Orbax takes for steps."""
+    return sorted(
+        int(path.name)
+        for path in directory.iterdir()
+        if path.name.isdecimal() and path.is_dir() and not path.is_symlink()
+    )
+
+
+def _ruins(directory: Path) -> list[int]:
+    """Steps that hold something, but no parameters; an empty directory is no step."""
+    return [
+        step
+        for step in _numbers(directory)
+        if any((directory / str(step)).iterdir())
+        and not (directory / str(step) / PARAMS).is_dir()
+    ]
+
+
 def _rank(metrics: dict) -> float:
     return metrics["rank"]
 
 
 def _flat(tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(str(k.key) for k in keys): leaf for keys, leaf in leaves}
+    return {
+        jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
+        for keys, leaf in leaves
+    }
 
 
 def _said(leaf: Any) -> str:

@@ -1,5 +1,6 @@
 """A run directory: configuration, receipts, metrics, tokenizer, checkpoints."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -60,6 +61,8 @@ class RunDir:
             data = json.loads(self.config_path.read_text())
         except ValueError as error:
             raise UserError(f"{self.config_path} is no JSON: {error}") from error
+        if not isinstance(data, dict):
+            raise UserError(f"{self.config_path} holds no experiment but {data!r:.80}.")
         return from_json(data, {**CLASSES, **{c.__name__: c for c in classes}})
 
     def claim(self, experiment: Any, *, source: Path | None = None) -> bool:
@@ -76,6 +79,11 @@ class RunDir:
         else:
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"{self.path} is a file; a run needs a directory.")
+            if (self.path / "checkpoints").exists():
+                raise UserError(
+                    f"{self.path} has checkpoints, but no config.json says of which "
+                    "experiment; put it back, or choose another --run-dir."
+                )
             resumed = False
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -95,8 +103,12 @@ class RunDir:
         Raises:
           UserError: there is no such checkpoint.
         """
-        checkpoints = self.checkpoints()
-        steps = checkpoints.steps()
+        if not self.exists():
+            raise UserError(f"{self.path} is no run: it has no config.json.")
+        if not (self.path / "checkpoints").is_dir():
+            raise UserError(f"{self.path} has no checkpoint yet.")
+        with contextlib.closing(self.checkpoints()) as checkpoints:
+            steps, best = checkpoints.steps(), checkpoints.best()
         if not steps:
             raise UserError(f"{self.path} has no checkpoint yet.")
         if step is None:
@@ -104,9 +116,12 @@ class RunDir:
         if step == "newest":
             return steps[-1]
         if step == "best":
-            return checkpoints.best() or steps[-1]
-        if int(step) not in steps:
-            raise UserError(f"{self.path} has no step {step}; there are {steps}.")
+            return steps[-1] if best is None else best
+        if str(step) not in map(str, steps):
+            raise UserError(
+                f'{self.path} has no step {step}; there are {steps}, "best" and '
+                '"newest".'
+            )
         return int(step)
 
     def write_receipt(self, **facts: Any) -> None:
@@ -131,7 +146,13 @@ class RunDir:
         write_json(path, {"sessions": [*sessions, session]})
 
     def _refuse_another(self, experiment: Any) -> None:
-        theirs = self.open(*_classes_of(experiment))
+        try:
+            theirs = self.open(*_classes_of(experiment))
+        except UserError as error:
+            raise UserError(
+                f"{self.path} is the run of another experiment, or of another version "
+                f"of its classes: {error} Choose another --run-dir, or leave it out."
+            ) from error
         found = differences(experiment, theirs)
         wrong = [str(d) for d in found if not d.free]
         if not wrong:

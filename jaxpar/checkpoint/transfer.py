@@ -9,7 +9,8 @@ from jaxpar.config import UserError, paths, unpaths
 def adopt(fresh: Any, pretrained: Any, *, keep_fresh: tuple[str, ...] = ()) -> Any:
     """The pretrained parameters in the places of the fresh ones.
 
-    keep_fresh: globs of paths that stay fresh on purpose.
+    keep_fresh: globs of paths that stay fresh on purpose; one that only the source has
+    is left behind.
 
     Raises:
       UserError: lists together what is missing, unused or does not fit, and globs of
@@ -17,7 +18,8 @@ def adopt(fresh: Any, pretrained: Any, *, keep_fresh: tuple[str, ...] = ()) -> A
     """
     ours, theirs = paths(fresh), paths(pretrained)
     kept = {p for p in ours if any(fnmatchcase(p, glob) for glob in keep_fresh)}
-    idle = [g for g in keep_fresh if not any(fnmatchcase(p, g) for p in ours)]
+    known = ours.keys() | theirs.keys()
+    idle = [g for g in keep_fresh if not any(fnmatchcase(p, g) for p in known)]
     missing = sorted(ours.keys() - theirs.keys() - kept)
     unused = sorted(
         path

@@ -1,5 +1,7 @@
 """The TFDS builder of local documents; importing it imports TFDS."""
 
+import contextlib
+import io
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -15,6 +17,9 @@ with registered.skip_registration():
         """A document for each piece of a local file, in the order given."""
 
         VERSION = tfds.core.Version("1.0.0")
+        # Nothing is downloaded. TFDS would look beside the code for checksums, with
+        # `importlib_resources`, which it does not declare.
+        code_path = None
 
         def __init__(self, *, splits: Mapping[str, Sequence[Piece]], **settings):
             self._splits = splits
@@ -47,10 +52,14 @@ def write(directory: pathlib.Path, splits: Mapping[str, Sequence[Piece]]) -> Non
     """Prepares the pieces below `directory` as ArrayRecord files."""
     tfds.disable_progress_bar()
     builder = LocalText(splits=splits, data_dir=directory, file_format="array_record")
-    builder.download_and_prepare()
+    # It announces on stdout, which belongs to the answers of --json.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
 
 
 def read(directory: pathlib.Path, split: str):
     """Random access to the examples of a split that `write` made."""
     path = directory / LocalText.name / str(LocalText.VERSION)
-    return tfds.builder_from_directory(path).as_data_source(split=split)
+    builder = tfds.builder_from_directory(path)
+    # TFDS's decorator hides the method's parameters.
+    return builder.as_data_source(split)  # pyright: ignore[reportCallIssue]

@@ -55,18 +55,18 @@ def divided(source: str) -> Corpus:
 
 
 def everything(source: str) -> Corpus:
-    """All of the source's documents in the one part `all`."""
+    """All of the source's documents in the one part `every`."""
     kind, name = _kind(source)
     if kind == "tfds":
         path = datasets.directory(name)
         documents = list(_open_dataset(path).values())
-        return Corpus(source, {"all": _Joined(documents)}, datasets.fingerprint(path))
+        return Corpus(source, {"every": _Joined(documents)}, datasets.fingerprint(path))
     if kind == "synthetic":
         corpus = _synthetic_divided(source)
         joined = _Joined([corpus.parts["train"], corpus.parts["heldout"]])
-        return dataclasses.replace(corpus, parts={"all": joined})
+        return dataclasses.replace(corpus, parts={"every": joined})
     files, empty = _scanned(kind, name)
-    return _from_files(source, files, {"all": local.whole(files)}, empty)
+    return _from_files(source, files, {"every": local.whole(files)}, empty)
 
 
 class _Joined(Sequence):
@@ -134,16 +134,29 @@ def _through_records(fingerprint: str, pieces: dict[str, list]) -> dict:
         cache.root() / "records" / fingerprint,
         functools.partial(builder.write, splits=pieces),
     )
-    return {name: _records(builder.read(path, name)) for name in pieces}
+    return {
+        name: _records(builder.read(path, name), f"{path}, split {name}")
+        for name in pieces
+    }
 
 
-def _records(examples) -> Documents:
+def _records(examples: Sequence, place: str) -> Documents:
     def read(i: int) -> Document:
-        example = examples[i]
+        example = _example(examples, i, place)
         name = _bytes(example["path"]).decode()
         return Document(name, _bytes(example["text"]), int(example["line"]))
 
     return Documents(range(len(examples)), read)
+
+
+def _example(examples: Sequence, i: int, place: str) -> Mapping:
+    try:
+        return examples[i]
+    except Exception as error:  # The record reader's own types.
+        raise UserError(
+            f"{place}, example {i} cannot be read: {error} Copy the dataset again, or "
+            "delete it and prepare it again."
+        ) from error
 
 
 def _bytes(text: bytes | str) -> bytes:
@@ -156,13 +169,8 @@ def _open_dataset(path) -> dict[str, Documents]:
     for name, examples in datasets.open_splits(path).items():
 
         def read(i: int, name=name, examples=examples) -> Document:
-            try:
-                return Document(f"{name}[{i}]", _bytes(examples[i][field]))
-            except Exception as error:  # The record reader's own types.
-                raise UserError(
-                    f"{path}: example {i} of split {name} cannot be read: {error} "
-                    "Copy the dataset again."
-                ) from error
+            example = _example(examples, i, f"{path}, split {name}")
+            return Document(f"{name}[{i}]", _bytes(example[field]))
 
         opened[name] = Documents(range(len(examples)), read)
     return opened

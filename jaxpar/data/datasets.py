@@ -1,10 +1,12 @@
 """Datasets that TFDS has prepared, opened by name or by directory."""
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Mapping
 
 from jaxpar.config import UserError
@@ -70,7 +72,8 @@ def fetch(name: str) -> pathlib.Path:
         builder = tfds.builder(
             name, file_format="array_record", data_dir=str(data_dir())
         )
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(sys.stderr):
+            builder.download_and_prepare()
     except Exception as error:  # Builders raise whatever their sources do.
         cause = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
@@ -103,7 +106,12 @@ def open_splits(path: pathlib.Path) -> Mapping:
     try:
         builder = tfds.builder_from_directory(path)
         filled = [n for n, split in builder.info.splits.items() if split.num_examples]
-        return {name: builder.as_data_source(split=name) for name in filled}
+        # TFDS's decorator hides the method's parameters.
+        open_split = builder.as_data_source
+        return {
+            name: open_split(name)  # pyright: ignore[reportCallIssue]
+            for name in filled
+        }
     except Exception as error:  # TFDS raises many types for a damaged directory.
         raise UserError(
             f"{path} cannot be opened as a TFDS dataset: {error} Copy it again, or "

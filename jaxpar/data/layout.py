@@ -6,7 +6,7 @@ import json
 import lzma
 import math
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -30,18 +30,20 @@ class Item:
 
 
 def lay_out(
-    parts: Mapping[str, Sequence[Item]],
+    names: Iterable[str],
+    read: Callable[[str], Sequence[Item]],
     tokenizer: Tokenizer,
-    content: str,
     *,
+    content: str,
     progress: bool,
 ) -> pathlib.Path:
-    """The directory with a folder of token files for each part, made if absent.
+    """The directory with a folder of token files for each named part.
 
-    `content` is a hash of the items. xz is tried on every part but `train`.
+    `read` is asked for a part's items only where they are not laid out yet: `content`
+    is a hash of them all. xz is tried on every part but `train`.
     """
     path = cache.root() / "windows" / identity(content, tokenizer)
-    cache.built(path, functools.partial(_write, parts, tokenizer, progress))
+    cache.built(path, functools.partial(_write, names, read, tokenizer, progress))
     _compare(path, tokenizer)
     return path
 
@@ -66,8 +68,9 @@ def xz_nats_per_byte(texts: Iterable[bytes]) -> float:
     return n_compressed * 8 * math.log(2) / n
 
 
-def _write(parts, tokenizer: Tokenizer, progress: bool, aside: pathlib.Path) -> None:
-    for name, items in parts.items():
+def _write(names, read, tokenizer: Tokenizer, progress, aside: pathlib.Path) -> None:
+    for name in names:
+        items = read(name)
         folder = aside / name
         folder.mkdir()
         meta = _write_tokens(folder, name, items, tokenizer, progress)

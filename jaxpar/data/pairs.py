@@ -64,13 +64,20 @@ def from_functions(document: Document) -> Iterator[Item]:
         raise UserError(f"{document.name} is no Python: {error}.") from error
     lengths = [match.end() for match in NEWLINE.finditer(source)]
     starts = [0, *lengths]
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
+    for node in _functions(tree):
         lines = (ast.get_docstring(node) or "").splitlines()
         if lines and lines[0].strip():
             prompt = _without_docstring(source, node, starts) + SEPARATOR
             yield Item(lines[0].strip().encode(), prompt)
+
+
+def _functions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    # Statements alone: `ast.walk` looks into every expression, and takes twice as long.
+    for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for child in getattr(node, block, ()):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield child
+            yield from _functions(child)
 
 
 def _without_docstring(source: bytes, node, starts: list[int]) -> bytes:

@@ -3,7 +3,7 @@
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ def batches(
     seed: int,
     placed,
     start: int = 0,
-) -> Iterator[dict[str, jax.Array]]:
+) -> Generator[dict[str, jax.Array]]:
     """The batch of step `start` and all that follow, without end: fields [B, T].
 
     Each process reads the rows of its own devices, some steps ahead.
@@ -91,12 +91,12 @@ def _row(windows: Windows, make_row: MakeRow, step: int, i: int, window: int) ->
         ) from error
 
 
-def _own_rows(sharding: jax.sharding.Sharding, batch_size: int) -> list[int]:
+def _own_rows(sharding: jax.sharding.NamedSharding, batch_size: int) -> list[int]:
     """The rows of the global batch that this process's devices hold, in order."""
     # One column: whether and how the other axis is split does not matter here.
     shape = (batch_size, sharding.mesh.size)
     places = sharding.addressable_devices_indices_map(shape).values()
-    wanted = (range(batch_size)[rows] for rows, _ in places)
+    wanted = (range(batch_size)[place[0]] for place in places if place is not None)
     return sorted(set(itertools.chain.from_iterable(wanted)))
 
 

@@ -1,6 +1,8 @@
 """A corpus prepared: its tokenizer, its windows, and what they hold."""
 
 import dataclasses
+import functools
+import pathlib
 from collections.abc import Sequence
 
 from jaxpar.config import UserError
@@ -55,8 +57,7 @@ def text(
 ) -> Prepared:
     """Documents one behind the other, in windows of `seq_len` targets."""
     need_parts(corpus)
-    items = {name: _Plain(part) for name, part in corpus.parts.items()}
-    path = layout.lay_out(items, tokens, corpus.fingerprint, progress=progress)
+    path = _plain(corpus, tokens, progress=progress)
     train_laid = windows.open_laid(path / "train", tokens.pad_id)
     heldout_laid = windows.open_laid(path / "heldout", tokens.pad_id)
     train = windows.whole(train_laid, seq_len)
@@ -83,9 +84,7 @@ def answers(
 ) -> Prepared:
     """Prompts with answers, one to a row; only answers are scored."""
     need_parts(corpus)
-    items = {name: pairs.read(corpus, name) for name in corpus.parts}
-    content = cache.key(content=corpus.fingerprint, pairs=pairs.FORMAT)
-    path = layout.lay_out(items, tokens, content, progress=progress)
+    path = _paired(corpus, tokens, progress=progress)
     train = answer_rows(path / "train", corpus, tokens, seq_len, too_long)
     heldout = answer_rows(path / "heldout", corpus, tokens, seq_len, too_long)
     need_batch(corpus, heldout, 1, "held-out examples")
@@ -94,7 +93,9 @@ def answers(
     return _prepared(corpus, tokens, train, heldout, path.name, facts)
 
 
-def answer_rows(path, corpus: Corpus, tokens: Tokenizer, seq_len, too_long) -> Rows:
+def answer_rows(
+    path: pathlib.Path, corpus: Corpus, tokens: Tokenizer, seq_len: int, too_long: str
+) -> Rows:
     """One part's rows, or the refusal of those that are too long."""
     rows = Rows(windows.open_laid(path, tokens.pad_id), seq_len)
     if too_long == "refuse" and (n := rows.n_cut + rows.n_left_out):
@@ -109,13 +110,10 @@ def answer_rows(path, corpus: Corpus, tokens: Tokenizer, seq_len, too_long) -> R
 def everything(corpus: Corpus, tokens: Tokenizer, *, seq_len: int) -> Windows:
     """All of a corpus as windows, the last one filled up with weight 0."""
     if pairs.holds_pairs(corpus.source):
-        items = {"all": pairs.read(corpus, "all")}
-        content = cache.key(content=corpus.fingerprint, pairs=pairs.FORMAT)
-        path = layout.lay_out(items, tokens, content, progress=True)
-        return answer_rows(path / "all", corpus, tokens, seq_len, "refuse")
-    items = {"all": _Plain(corpus.parts["all"])}
-    path = layout.lay_out(items, tokens, f"{corpus.fingerprint}-all", progress=True)
-    return windows.covering(windows.open_laid(path / "all", tokens.pad_id), seq_len)
+        path = _paired(corpus, tokens, progress=True)
+        return answer_rows(path / "every", corpus, tokens, seq_len, "refuse")
+    path = _plain(corpus, tokens, progress=True)
+    return windows.covering(windows.open_laid(path / "every", tokens.pad_id), seq_len)
 
 
 def need_parts(corpus: Corpus) -> None:
@@ -135,6 +133,30 @@ def need_batch(corpus: Corpus, found: Windows, least: int, what: str) -> None:
             f"{corpus.source} has {len(found)} {what}, and {least} are needed; give "
             "more text, or a smaller batch_size or seq_len."
         )
+
+
+def _plain(corpus: Corpus, tokens: Tokenizer, *, progress: bool) -> pathlib.Path:
+    content = cache.key(content=corpus.fingerprint, parts=[*corpus.parts])
+    return layout.lay_out(
+        corpus.parts,
+        lambda name: _Plain(corpus.parts[name]),
+        tokens,
+        content=content,
+        progress=progress,
+    )
+
+
+def _paired(corpus: Corpus, tokens: Tokenizer, *, progress: bool) -> pathlib.Path:
+    content = cache.key(
+        content=corpus.fingerprint, parts=[*corpus.parts], pairs=pairs.FORMAT
+    )
+    return layout.lay_out(
+        corpus.parts,
+        functools.partial(pairs.read, corpus),
+        tokens,
+        content=content,
+        progress=progress,
+    )
 
 
 def _prepared(corpus, tokens, train, heldout, fingerprint, facts) -> Prepared:

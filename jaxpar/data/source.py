@@ -5,7 +5,7 @@ import dataclasses
 from typing import Literal
 
 from jaxpar.config import UserError
-from jaxpar.data import corpus, pairs, prepare
+from jaxpar.data import corpus, datasets, pairs, prepare
 from jaxpar.data.prepare import Prepared
 from jaxpar.data.tokenizer import Bytes, Tokenizer, TokenizerConfig
 from jaxpar.data.windows import Windows
@@ -95,3 +95,13 @@ class Pairs(Source):
 def score(source: str, tokenizer: Tokenizer, seq_len: int) -> Windows:
     """All of a source, to be scored: every byte of it, nothing held back."""
     return prepare.everything(corpus.everything(source), tokenizer, seq_len=seq_len)
+
+
+def fetch(source: str) -> None:
+    """Downloads what `tfds:NAME` names and prepares its records, if it is not here.
+
+    Nothing else looks at a network; other sources have nothing to fetch.
+    """
+    kind, _, name = source.partition(":")
+    if kind == "tfds":
+        datasets.fetch(name)

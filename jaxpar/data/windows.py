@@ -170,7 +170,8 @@ def open_laid(directory: pathlib.Path, pad_id: int) -> Laid:
             f"{path} is not what was prepared (its length or hash differs); delete "
             f"{directory} and prepare again."
         )
-    return Laid(tokens, *items, pad_id, meta["xz_nats_per_byte"])
+    ends, prompts, sizes = items
+    return Laid(tokens, ends, prompts, sizes, pad_id, meta["xz_nats_per_byte"])
 
 
 def sha256(path: pathlib.Path) -> str:

@@ -1,6 +1,7 @@
 """Logits of tokens under a model, as NumPy."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxpar.nn.places import Places, whole
@@ -20,7 +21,7 @@ def logits_of(recipe: Recipe, placed: Placed, params, tokens) -> np.ndarray:
             return model.unembed(x)
 
     tokens = np.asarray(tokens, np.int32)
-    where = Places(*(np.asarray(part) for part in whole(tokens)))
+    where = whole(jnp.asarray(tokens))
     put = placed.sharding(("batch", "seq"))
     logits = jax.jit(run)(params, *jax.device_put((tokens, where), put))
     return np.asarray(jax.device_get(logits))[..., : recipe.model.vocab_size]

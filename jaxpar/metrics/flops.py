@@ -76,26 +76,30 @@ def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
                 yield item
 
 
+def _shape(var: Any) -> tuple[int, ...]:
+    return var.aval.shape
+
+
 def _dot(eqn: core.JaxprEqn) -> int:
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    lhs = eqn.invars[0].aval.shape
-    return 2 * math.prod(eqn.outvars[0].aval.shape) * _size(lhs, contracted)
+    lhs = _shape(eqn.invars[0])
+    return 2 * math.prod(_shape(eqn.outvars[0])) * _size(lhs, contracted)
 
 
 def _ragged_dot(eqn: core.JaxprEqn) -> int:
     """Each row of lhs meets one group of rhs only."""
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     (_, contracted), (_, batch) = numbers.dot_dimension_numbers
-    lhs, rhs = (var.aval.shape for var in eqn.invars[:2])
+    lhs, rhs = (_shape(var) for var in eqn.invars[:2])
     taken = {*contracted, *batch, *numbers.rhs_group_dimensions}
     return 2 * math.prod(lhs) * _size(rhs, set(range(len(rhs))) - taken)
 
 
 def _convolution(eqn: core.JaxprEqn) -> int:
     """The kernel's axes: features out, features in (of one group), then space."""
-    kernel = eqn.invars[1].aval.shape
+    kernel = _shape(eqn.invars[1])
     _, *summed = eqn.params["dimension_numbers"].rhs_spec
-    return 2 * math.prod(eqn.outvars[0].aval.shape) * _size(kernel, summed)
+    return 2 * math.prod(_shape(eqn.outvars[0])) * _size(kernel, summed)
 
 
 def _size(shape, axes) -> int:

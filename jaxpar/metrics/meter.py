@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from jaxpar import hardware
 
 # The gradient of a product is two more products of the same size.
@@ -32,7 +30,7 @@ class Meter:
         return {**row, **rates}
 
 
-def meter_on(devices: Sequence[jax.Device], *, forward_flops: float) -> Meter:
+def meter_on(devices: Sequence[Any], *, forward_flops: float) -> Meter:
     """The meter of a step on these devices; forward_flops as of `model_flops`."""
     peaks = [hardware.peak_flops(device.device_kind) for device in devices]
     known = [peak for peak in peaks if peak is not None]

@@ -1,7 +1,7 @@
 """The decoder: GPT-2's form, Llama's form, and what lies between."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,11 @@ from jaxpar.partition.place import constrain, note, precision
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """What a model is, as a value: `build(rngs)` makes it."""
+
+    if TYPE_CHECKING:
+        # Each kind has them, as a field or a property.
+        vocab_size: int = dataclasses.field(init=False)
+        max_positions: int = dataclasses.field(init=False)
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         raise NotImplementedError(f"{type(self).__name__} builds no model.")
@@ -136,7 +141,7 @@ class Decoder(nnx.Module):
             lambda rngs: (
                 Pattern(config, rngs)
                 if len(config.windows) > 1
-                else Block(config, config.windows[0], rngs)
+                else Block(config, next(iter(config.windows)), rngs)
             ),
             config.n_layers // len(config.windows),
             rngs,
@@ -162,7 +167,7 @@ class Decoder(nnx.Module):
             carried=own, remat=self.config.remat,
         )  # fmt: skip
         x = note("norm/out", self.norm(x))
-        if cache is None:
+        if cache is None or shared is None:
             return x, Aux()
         filled = shared._replace(filled=shared.filled + tokens.shape[1])
         return x, Aux(cache=Cache(new, filled))
@@ -210,7 +215,7 @@ class Decoder(nnx.Module):
             jnp.full((batch, length), NOWHERE, jnp.int32),
         )
         return Cache(
-            blocks if len(blocks) > 1 else blocks[0],
+            blocks if len(blocks) > 1 else next(iter(blocks)),
             Remembered(where, jnp.zeros((), jnp.int32)),
         )
 

@@ -169,7 +169,7 @@ class Muon(OptimConfig):
         return optax.partition({"muon": muon, "adam": adam}, label)
 
 
-def _orthogonal(beta: float, moment, numbers) -> optax.GradientTransformation:
+def _orthogonal(beta: float, moment, numbers: Any) -> optax.GradientTransformation:
     """optax's Muon, with nothing but a count and moments in its state.
 
     optax keeps the iteration's coefficients there, too: an array that belongs to no
@@ -178,10 +178,12 @@ def _orthogonal(beta: float, moment, numbers) -> optax.GradientTransformation:
     muon = scale_by_muon(beta=beta, mu_dtype=moment, weight_dimension_numbers=numbers)
 
     def init(params):
-        return muon.init(params)._replace(ns_coeffs=())
+        state: Any = muon.init(params)
+        return state._replace(ns_coeffs=())
 
     def update(updates, state, params=None):
-        whole = state._replace(ns_coeffs=muon.init({}).ns_coeffs)
+        empty: Any = muon.init({})
+        whole: Any = state._replace(ns_coeffs=empty.ns_coeffs)
         updates, whole = muon.update(updates, whole, params)
         return updates, whole._replace(ns_coeffs=())
 

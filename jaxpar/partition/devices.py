@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from typing import Any
 
 import jax
 
@@ -16,7 +17,7 @@ def simulate(n: int) -> None:
 
 def choose(
     layout: Layout, devices: int | None = None, *, may_idle: bool = False
-) -> list[jax.Device]:
+) -> list[Any]:
     """The devices that a layout runs on; simulated, aloud, where there is only a CPU.
 
     devices: how many CPU devices to simulate (None: as many as the layout needs).
@@ -27,15 +28,15 @@ def choose(
         raise ValueError(
             f"Layout {layout.spelling} needs {need} devices; --devices says {devices}."
         )
+    unasked = devices is None and _cpu_only() and need > 1
     if _cpu_only():
         # Fails once a backend runs; what is visible then is checked below.
         with contextlib.suppress(RuntimeError):
             simulate(devices or need)
     visible = jax.devices()
-    if visible[0].platform == "cpu" and len(visible) > 1 and devices is None:
-        print(f"No accelerator: {need} of {len(visible)} simulated CPU devices.",
-              file=sys.stderr)  # fmt: skip
-        visible = visible[:need] if len(visible) >= need else visible
+    if unasked and len(visible) >= need:
+        print(f"No accelerator: simulating {need} devices on the CPU.", file=sys.stderr)
+        visible = visible[:need]
     if len(visible) < need:
         raise ValueError(
             f"Layout {layout.spelling} needs {need} devices; {len(visible)} are "
@@ -53,7 +54,9 @@ def choose(
 
 def _cpu_only() -> bool:
     """Whether nothing but the CPU can be meant; asks no backend to start."""
-    platforms = jax.config.jax_platforms or os.environ.get("JAX_PLATFORMS", "")
+    platforms = getattr(jax.config, "jax_platforms", None) or os.environ.get(
+        "JAX_PLATFORMS", ""
+    )
     if platforms:
         return platforms.split(",")[0] == "cpu"
     return not (

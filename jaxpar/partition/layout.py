@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -142,7 +143,7 @@ class Layout:
             tuple(self.sizes.values()), names, axis_types=(AxisType.Auto,) * len(names)
         )
 
-    def on(self, devices: Sequence[jax.Device]) -> "Placed":
+    def on(self, devices: Sequence[Any]) -> "Placed":
         """This layout on exactly these devices."""
         if len(devices) != self.n_devices:
             raise ValueError(
@@ -236,8 +237,10 @@ def _build(words: dict[str, str]) -> Layout:
     sizes = {axis: sizes[axis] for axis in MESH_AXES if sizes.get(axis, 1) > 1}
     # An empty mesh refuses every constraint, so one axis of size 1 stays.
     sizes = sizes or {"data": 1}
-    wide = {name: "tensor" for name in ("heads", "kv_heads", "mlp", "vocab")}
-    whole, sliced = Rules(**wide), Rules(embed="data", **wide)
+    wide: dict[str, Any] = {
+        name: "tensor" for name in ("heads", "kv_heads", "mlp", "vocab")
+    }
+    whole, sliced = Rules(**wide), Rules(embed=("data",), **wide)
     spelled = {kind if axis == "data" else axis: n for axis, n in sizes.items()}
     return Layout(
         spelling=",".join(f"{word}={n}" for word, n in spelled.items()),

@@ -88,7 +88,8 @@ class Evaluate:
             totals = evaluate(self._eval_step, state.params, self._batches)
         found = summary(totals, self._n_bytes)
         self._write({"step": step, "split": self._split, **found})
-        history.evaluation = (step, found["nats_per_token"])
+        loss = found["nats_per_token"]
+        history.evaluation = (step, math.nan if loss is None else loss)
 
 
 class Decide:
@@ -117,6 +118,8 @@ class Decide:
         return step > self.memory["step"]
 
     def run(self, step: int, state: TrainState, history: History) -> Wish:
+        if history.evaluation is None:
+            return None
         before, loss = self.memory["rule"], history.evaluation[1]
         phase = phase_of(self._schedule, step, history.decay_from)
         after, wish, is_best = self._rule.observe(before, step, loss, phase)
