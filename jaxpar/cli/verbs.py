@@ -108,6 +108,7 @@ def prepare(args: list[str]) -> None:
     """Tokenises and lays out an experiment's data."""
     prog = "jaxpar data prepare"
     file, rest = first(args, options.Report, prog=prog, what="EXPERIMENT")
+    from jaxpar.data.source import fetch
     from jaxpar.experiment import Finetune, Pretrain
 
     asked = _over(options.Report, rest, prog, file, Pretrain, Finetune)
@@ -117,6 +118,8 @@ def prepare(args: list[str]) -> None:
         from jaxpar.data import tokenizer
 
         tokens = tokenizer.load(RunDir(asked.run.start_from).tokenizer_dir)
+    # The one verb that may ask a network.
+    fetch(asked.run.data.source)
     found = asked.run.data.prepare(tokens, progress=not asked.json)
     _tell(found.description, asked.json)
 
