@@ -15,7 +15,7 @@ from jaxpar.nn.norm import RMSNorm
 from jaxpar.optim.optimizer import Muon
 from jaxpar.partition.layout import Layout
 
-num_steps = 300
+num_steps = 250
 
 run = Pretrain(
     model=sizes.llama(
@@ -38,8 +38,8 @@ run = Pretrain(
         decay_shape="linear",
         weight_decay=0.05,
     ),
-    layout=Layout.parse("data=4,tensor=2"),
+    layout=Layout.parse("zero1=4,tensor=2"),
     num_steps=num_steps,
-    eval_every=100,
-    save_every=100,
+    eval_every=125,
+    save_every=125,
 )

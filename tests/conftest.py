@@ -1,4 +1,8 @@
-"""Eight simulated devices, strict shapes, and a cache of the tests' own."""
+"""Eight simulated devices, strict shapes, and a cache of the tests' own.
+
+Everyday tests compile fast rather than for speed. Laws on equal bits hold for the code
+that people run: they are marked slow, and `pytest -m slow` compiles as usual.
+"""
 
 import os
 
@@ -9,6 +13,13 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config):
+    """Chooses how hard XLA tries, before any backend starts."""
+    if config.getoption("markexpr") == "not slow":
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
 
 
 @pytest.fixture(scope="session", autouse=True)

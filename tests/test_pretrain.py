@@ -106,6 +106,7 @@ def test_a_finished_run_has_nothing_left_to_do(trained, capsys):
     assert_same(state_of(trained)[0], before[0])
 
 
+@pytest.mark.slow
 def test_stopping_on_request_and_resuming_is_the_same_as_never_stopping(
     trained, tmp_path, monkeypatch, capsys
 ):

@@ -40,7 +40,9 @@ def recipe_of(model, kind="float32", **precision):
     return Recipe(
         model,
         CausalLM(chunk=8),
-        AdamW(peak_lr=1e-2, warmup_steps=4, decay_steps=100),
+        # At ten times this rate random tokens make a chaotic run: rounding grows to
+        # 2e-4 in 20 steps in float32, while float64 still agrees to 3e-15.
+        AdamW(peak_lr=1e-3, warmup_steps=4, decay_steps=100),
         Precision(**{"params": kind, "compute": kind, "reduce": kind, **precision}),
     )
 
@@ -139,6 +141,7 @@ def test_one_device_is_one_device():
     assert len(state.params["embedding"].sharding.device_set) == 1
 
 
+@pytest.mark.slow
 def test_initial_weights_are_bit_equal_on_every_layout():
     states = [
         create(recipe_of(LLAMA), place(layout), seed=5)

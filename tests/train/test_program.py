@@ -1,8 +1,10 @@
 """The compiled step sends what it must, in the type it must."""
 
 import dataclasses
+import functools
 import pathlib
 import re
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -44,11 +46,14 @@ def partitioned(lowered, folder: pathlib.Path) -> str:
     return module.read_text()
 
 
-def step_on(model, text, precision):
+# Once each: what JAX has compiled before, it neither compiles nor dumps again.
+@functools.cache
+def step_on(model, text, compute="float32"):
+    """The partitioned module of a training step."""
     layout = Layout.parse(text)
     placed = layout.on(jax.devices()[: layout.n_devices])
     optim = AdamW(peak_lr=1e-3, warmup_steps=1, decay_steps=10)
-    recipe = Recipe(model, CausalLM(chunk=8), optim, precision)
+    recipe = Recipe(model, CausalLM(chunk=8), optim, Precision(compute=compute))
     row = placed.sharding(("batch", "seq"))
     batch = {
         name: jax.ShapeDtypeStruct((B, T), jnp.int32, sharding=row)
@@ -56,7 +61,8 @@ def step_on(model, text, precision):
     }
     batch["weights"] = jax.ShapeDtypeStruct((B, T), jnp.float32, sharding=row)
     step = make_train_step(recipe, placed)
-    return step.lower(recipe.target(placed), batch)
+    with tempfile.TemporaryDirectory() as folder:
+        return partitioned(step.lower(recipe.target(placed), batch), pathlib.Path(folder))
 
 
 def collectives(module: str) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -69,9 +75,8 @@ def collectives(module: str) -> list[tuple[str, str, tuple[int, ...]]]:
 
 @pytest.mark.parametrize("model", [GPT, LLAMA], ids=["gpt", "llama"])
 @pytest.mark.parametrize("layout", ["data=8", "data=2,tensor=4", "fsdp=4,tensor=2"])
-def test_no_collective_moves_the_rows_of_the_whole_batch(layout, model, tmp_path):
-    module = partitioned(step_on(model, layout, Precision()), tmp_path)
-    found = collectives(module)
+def test_no_collective_moves_the_rows_of_the_whole_batch(layout, model):
+    found = collectives(step_on(model, layout))
     assert found
     for kind, dtype, shape in found:
         rows = [shape[i] * shape[i + 1] for i in range(len(shape) - 1)]
@@ -79,11 +84,9 @@ def test_no_collective_moves_the_rows_of_the_whole_batch(layout, model, tmp_path
 
 
 @pytest.mark.parametrize("layout", ["data=8", "fsdp=8"])
-def test_gradients_are_reduced_in_float32_when_the_compute_is_bfloat16(
-    layout, tmp_path
-):
+def test_gradients_are_reduced_in_float32_when_the_compute_is_bfloat16(layout):
     # Without a tensor axis every reduction in the step is one of gradients or losses.
-    module = partitioned(step_on(GPT, layout, Precision(compute="bfloat16")), tmp_path)
+    module = step_on(GPT, layout, "bfloat16")
     kinds = {dtype for kind, dtype, _ in collectives(module) if "reduce" in kind}
     assert kinds == {"f32"}
 
@@ -102,7 +105,7 @@ def test_a_plain_bfloat16_matmul_would_be_caught(tmp_path):
     assert "bf16" in {dtype for kind, dtype, _ in collectives(module)}
 
 
-def test_the_vocabulary_is_never_gathered(tmp_path):
-    module = partitioned(step_on(LLAMA, "data=2,tensor=4", Precision()), tmp_path)
+def test_the_vocabulary_is_never_gathered():
+    module = step_on(LLAMA, "data=2,tensor=4")
     gathered = [shape for kind, _, shape in collectives(module) if "gather" in kind]
     assert not [shape for shape in gathered if LLAMA.padded_vocab in shape]
