@@ -62,7 +62,9 @@ def step_on(model, text, compute="float32"):
     batch["weights"] = jax.ShapeDtypeStruct((B, T), jnp.float32, sharding=row)
     step = make_train_step(recipe, placed)
     with tempfile.TemporaryDirectory() as folder:
-        return partitioned(step.lower(recipe.target(placed), batch), pathlib.Path(folder))
+        return partitioned(
+            step.lower(recipe.target(placed), batch), pathlib.Path(folder)
+        )
 
 
 def collectives(module: str) -> list[tuple[str, str, tuple[int, ...]]]:
