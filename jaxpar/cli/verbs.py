@@ -108,7 +108,6 @@ def prepare(args: list[str]) -> None:
     """Tokenises and lays out an experiment's data."""
     prog = "jaxpar data prepare"
     file, rest = first(args, options.Report, prog=prog, what="EXPERIMENT")
-    from jaxpar.data.source import fetch
     from jaxpar.experiment import Finetune, Pretrain
 
     asked = _over(options.Report, rest, prog, file, Pretrain, Finetune)
@@ -119,7 +118,7 @@ def prepare(args: list[str]) -> None:
 
         tokens = tokenizer.load(RunDir(asked.run.start_from).tokenizer_dir)
     # The one verb that may ask a network.
-    fetch(asked.run.data.source)
+    asked.run.data.fetch()
     found = asked.run.data.prepare(tokens, progress=not asked.json)
     _tell(found.description, asked.json)
 

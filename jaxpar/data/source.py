@@ -29,6 +29,9 @@ class Source(abc.ABC):
     ) -> Prepared:
         """Lays the documents out, once; later calls open what was made."""
 
+    def fetch(self) -> None:
+        """Downloads what is not here yet; `jaxpar data prepare` alone asks for it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Text(Source):
@@ -36,6 +39,9 @@ class Text(Source):
 
     source: str = "stdlib"
     tokenizer: TokenizerConfig = dataclasses.field(default=Bytes(), kw_only=True)
+
+    def fetch(self) -> None:
+        fetch(self.source)
 
     def prepare(
         self, tokenizer: Tokenizer | None = None, *, progress: bool = True
@@ -72,6 +78,9 @@ class Pairs(Source):
         super().__post_init__()
         if self.too_long not in ("refuse", "cut"):
             raise UserError(f'too_long={self.too_long!r} must be "refuse" or "cut".')
+
+    def fetch(self) -> None:
+        fetch(self.source)
 
     def prepare(
         self, tokenizer: Tokenizer | None = None, *, progress: bool = True
