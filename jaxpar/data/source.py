@@ -29,7 +29,7 @@ class Source(abc.ABC):
     ) -> Prepared:
         """Lays the documents out, once; later calls open what was made."""
 
-    def fetch(self) -> None:
+    def fetch(self) -> None:  # noqa: B027 (most have nothing to fetch)
         """Downloads what is not here yet; `jaxpar data prepare` alone asks for it."""
 
 
