@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxpar.data import task
 from jaxpar.nn.places import Places
-from jaxpar.train.loss import chunked_losses
+from jaxpar.train.loss import chunked_loss
 
 
 class Sums(NamedTuple):
@@ -44,6 +44,8 @@ class CausalLM(Objective):
     def __call__(self, model, batch: dict[str, jax.Array], keys) -> Sums:
         where = Places(batch["positions"], batch["segments"])
         x, _ = model(batch["tokens"], where, keys)
-        losses = chunked_losses(model.unembed, x, batch["targets"], chunk=self.chunk)
-        weights = batch["weights"].astype(losses.dtype)
-        return Sums(jnp.sum(losses * weights), jnp.sum(weights), {})
+        weights = batch["weights"]
+        loss = chunked_loss(
+            model.unembed, x, batch["targets"], weights, chunk=self.chunk
+        )
+        return Sums(loss, jnp.sum(weights.astype(loss.dtype)), {})

@@ -14,7 +14,7 @@ from jaxpar.nn.places import Places, whole
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.place import Precision, under
-from jaxpar.train.loss import chunked_losses, token_losses
+from jaxpar.train.loss import chunked_loss
 from jaxpar.train.objective import CausalLM
 from jaxpar.train.state import Recipe, create
 from jaxpar.train.step import make_gradients, make_train_step
@@ -161,19 +161,31 @@ def test_the_update_from_step_i_uses_the_schedule_at_i():
     assert int(state.step) == 3
 
 
-def test_chunks_do_not_change_the_loss():
+def test_chunks_change_neither_loss_nor_gradients():
     with jax.enable_x64(True):
         random = np.random.default_rng(1)
         x = jnp.asarray(random.normal(size=(2, T, 5)))
         w = jnp.asarray(random.normal(size=(5, 11)))
         targets = jnp.asarray(random.integers(0, 11, (2, T)), jnp.int32)
-        want = token_losses(x @ w, targets)
+        weights = jnp.asarray(random.integers(0, 3, (2, T)), jnp.float32)
+
+        def naive(x, w):
+            soft = -jax.nn.log_softmax(x @ w)
+            chosen = jnp.take_along_axis(soft, targets[..., None], axis=-1)[..., 0]
+            return 3 * jnp.sum(chosen * weights)
+
+        def chunked(x, w, chunk):
+            return 3 * chunked_loss(lambda x: x @ w, x, targets, weights, chunk=chunk)
+
+        want = jax.value_and_grad(naive, (0, 1))(x, w)
         for chunk in (1, 3, 4, T, 100):
-            got = chunked_losses(lambda x: x @ w, x, targets, chunk=chunk)
-            np.testing.assert_allclose(got, want, rtol=1e-14)
-        soft = -jax.nn.log_softmax(x @ w)
-        naive = jnp.take_along_axis(soft, targets[..., None], axis=-1)[..., 0]
-        np.testing.assert_allclose(want, naive, rtol=1e-13)
+            plain = chunked(x, w, chunk)
+            np.testing.assert_allclose(plain, want[0], rtol=1e-13)
+            got = jax.jit(jax.value_and_grad(chunked, (0, 1)), static_argnums=2)
+            for a, b in zip(
+                jax.tree.leaves(got(x, w, chunk)), jax.tree.leaves(want), strict=True
+            ):
+                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
 
 
 def test_padded_ids_of_the_vocabulary_are_never_likely():
