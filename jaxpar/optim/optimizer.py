@@ -13,6 +13,7 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from jaxpar.config import paths
 from jaxpar.optim.schedule import Schedule
 from jaxpar.optim.select import is_matrix, matching, sides
+from jaxpar.partition.place import share_out
 
 
 class Optimizer(NamedTuple):
@@ -158,7 +159,7 @@ class Muon(OptimConfig):
             return by_path(lambda path: MuonDimensionNumbers(*matrices[path]))(updates)
 
         muon = optax.chain(
-            _orthogonal(self.beta, self.first_moment, numbers),
+            _orthogonal(self.beta, self.first_moment, numbers, names),
             optax.stateless(lambda updates, _: _scaled_to_adam(updates, matrices)),
         )
         adam = optax.chain(
@@ -169,13 +170,22 @@ class Muon(OptimConfig):
         return optax.partition({"muon": muon, "adam": adam}, label)
 
 
-def _orthogonal(beta: float, moment, numbers: Any) -> optax.GradientTransformation:
-    """optax's Muon, with nothing but a count and moments in its state.
+def _orthogonal(
+    beta: float, moment, numbers: Any, names: dict[str, tuple[str, ...]]
+) -> optax.GradientTransformation:
+    """optax's Muon, each layer's matrices on devices of their own where these suffice.
 
-    optax keeps the iteration's coefficients there, too: an array that belongs to no
-    parameter, so that no layout could place it.
+    Its state is nothing but a count and moments. optax keeps the iteration's
+    coefficients there, too: an array that belongs to no parameter, so that no layout
+    could place it.
     """
     muon = scale_by_muon(beta=beta, mu_dtype=moment, weight_dimension_numbers=numbers)
+
+    def apart(tree):
+        def place(keys, x):
+            return share_out(x, *names[_path(keys)], over="layers")
+
+        return jax.tree_util.tree_map_with_path(place, tree)
 
     def init(params):
         state: Any = muon.init(params)
@@ -183,8 +193,8 @@ def _orthogonal(beta: float, moment, numbers: Any) -> optax.GradientTransformati
 
     def update(updates, state, params=None):
         empty: Any = muon.init({})
-        whole: Any = state._replace(ns_coeffs=empty.ns_coeffs)
-        updates, whole = muon.update(updates, whole, params)
+        whole: Any = state._replace(ns_coeffs=empty.ns_coeffs, mu=apart(state.mu))
+        updates, whole = muon.update(apart(updates), whole, params)
         return updates, whole._replace(ns_coeffs=())
 
     return optax.GradientTransformation(init, update)

@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 
 from jaxpar.partition.layout import Layout, Placed
 
@@ -92,6 +94,24 @@ def constrain(x: jax.Array, *names: str | None, which: str = "computed") -> jax.
     if len(names) != x.ndim:
         raise ValueError(f"Array of shape {x.shape} was given the axes {names}.")
     return jax.lax.with_sharding_constraint(x, layout.spec(names, which))
+
+
+def share_out(x: jax.Array, *names: str | None, over: str) -> jax.Array:
+    """Gives each device that splits the batch its own slices of axis `over`.
+
+    For work done slice by slice, which all of them would repeat otherwise. Of their
+    mesh axes, the inner ones that divide the axis are taken; the rest repeat it.
+    """
+    layout = current().layout
+    if layout is None or over not in names:
+        return x
+    at, size = names.index(over), x.shape[names.index(over)]
+    (free,) = layout.split(("batch",), "computed")
+    while free and size % math.prod(layout.sizes[axis] for axis in free):
+        free = free[1:]
+    dims = list(layout.spec(names))
+    dims[at] = free or dims[at]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*dims))
 
 
 def names_of(w) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from jaxpar.optim.optimizer import AdamW, Muon, OptimConfig
 from jaxpar.optim.schedule import NEVER
 from jaxpar.optim.select import is_matrix
 from jaxpar.partition.layout import Layout
+from jaxpar.partition.place import alone
 
 NAMES = {
     "embedding": ("vocab", "embed"),
@@ -64,9 +65,10 @@ def run(config, params, *grads, rate=0.1):
     """Parameters, last updates and state after updates with these gradients."""
     init, update = compiled(config)
     state = init(params)
-    for each in grads:
-        updates, state = update(each, state, params, jnp.float32(rate))
-        params = optax.apply_updates(params, updates)
+    with alone():
+        for each in grads:
+            updates, state = update(each, state, params, jnp.float32(rate))
+            params = optax.apply_updates(params, updates)
     return params, updates, state
 
 
