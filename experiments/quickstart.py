@@ -15,7 +15,7 @@ from jaxpar.nn.norm import RMSNorm
 from jaxpar.optim.optimizer import Muon
 from jaxpar.partition.layout import Layout
 
-num_steps = 250
+num_steps = 500
 
 run = Pretrain(
     model=sizes.llama(
@@ -29,9 +29,9 @@ run = Pretrain(
         qk_norm=RMSNorm(),
         tied=True,
     ),
-    data=Text("stdlib", tokenizer=BPE(4096), seq_len=256, batch_size=16),
+    data=Text("stdlib", tokenizer=BPE(4096), seq_len=256, batch_size=8),
     optim=Muon(
-        peak_lr=0.01,
+        peak_lr=0.02,
         warmup_steps=20,
         decay_steps=num_steps - 20,
         final_lr=0.0,
@@ -40,6 +40,6 @@ run = Pretrain(
     ),
     layout=Layout.parse("zero1=4,tensor=2"),
     num_steps=num_steps,
-    eval_every=125,
-    save_every=125,
+    eval_every=250,
+    save_every=250,
 )
