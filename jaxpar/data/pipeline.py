@@ -42,7 +42,7 @@ def batches(
 
     # Only NumPy runs ahead: a thread inside JAX at exit could abort the process.
     ahead = _ahead(read, start)
-    return (_global(fields, rows, batch_size, sharding) for fields in ahead)
+    return (_global(fields, rows, batch_size, placed) for fields in ahead)
 
 
 class EvalBatches:
@@ -51,7 +51,7 @@ class EvalBatches:
     def __init__(self, windows: Windows, make_row: MakeRow, *, batch_size: int, placed):
         self._windows, self._make_row = windows, make_row
         self._batch_size = batch_size
-        self._sharding = placed.sharding(("batch", "seq"))
+        self._placed = placed
 
     def __len__(self) -> int:
         return -(-len(self._windows) // self._batch_size)
@@ -59,9 +59,10 @@ class EvalBatches:
     def __getitem__(self, k: int) -> dict[str, jax.Array]:
         if not 0 <= k < len(self):
             raise IndexError(f"Batch {k} of {len(self)}.")
-        rows = _own_rows(self._sharding, self._batch_size)
+        sharding = self._placed.sharding(("batch", "seq"))
+        rows = _own_rows(sharding, self._batch_size)
         fields = _stacked([self._row(k, i) for i in rows])
-        return _global(fields, rows, self._batch_size, self._sharding)
+        return _global(fields, rows, self._batch_size, self._placed)
 
     def __iter__(self) -> Iterator[dict[str, jax.Array]]:
         return (self[k] for k in range(len(self)))
@@ -104,14 +105,17 @@ def _stacked(rows: list[Row]) -> Row:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _global(fields: Row, rows: list[int], batch_size: int, sharding) -> dict:
-    """Global arrays of which this process gives `rows`."""
+def _global(fields: Row, rows: list[int], batch_size: int, placed) -> dict:
+    """Global arrays of which this process gives `rows`, in the layout's order."""
     numbers = np.array(rows)
+    sharding = placed.sharding(("batch", "seq"))
 
     def array(values: np.ndarray) -> jax.Array:
+        order = placed.layout.order(values.shape[1])
+
         def piece(index) -> np.ndarray:
             wanted = np.arange(batch_size)[index[0]]
-            return values[np.searchsorted(numbers, wanted)][:, index[1]]
+            return values[np.searchsorted(numbers, wanted)][:, order[index[1]]]
 
         shape = (batch_size, *values.shape[1:])
         return jax.make_array_from_callback(shape, sharding, piece)

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxpar.nn.param import wide
-from jaxpar.partition.place import fetch, gather, names_of, precision, spread
+from jaxpar.partition.place import (
+    fetch,
+    gather,
+    names_of,
+    precision,
+    seq_is_whole,
+    spread,
+)
 
 
 def dense(spec: str, x: jax.Array, w: nnx.Param) -> jax.Array:
@@ -29,16 +36,21 @@ def project(x: jax.Array, w: jax.Array, names, n: int) -> jax.Array:
     kind = precision()
     compute = jnp.dtype(kind.compute)
     x_type = x.dtype
-    rows, inner, outer = x.shape[:-n], w.shape[:n], w.shape[n:]
-    matrix = (math.prod(inner), math.prod(outer))
+    inner, outer = w.shape[:n], w.shape[n:]
+    rows, matrix = x.shape[:-n], (math.prod(inner), math.prod(outer))
+    # Two dimensions are faster; to flatten a split sequence would be to gather it.
+    kept = (-1,) if seq_is_whole() else rows
+    over = tuple(range(len(kept)))
 
     def flat(x, width):
-        # Two dimensions are faster; the sequence is whole here, so this sends nothing.
-        return x.astype(compute).reshape(-1, width)
+        return x.astype(compute).reshape(*kept, width)
+
+    def weight(w):
+        return fetch(w, names, compute).reshape(matrix)
 
     @jax.custom_vjp
     def product(x, w):
-        y = flat(x, matrix[0]) @ fetch(w, names, compute).reshape(matrix)
+        y = jnp.tensordot(flat(x, matrix[0]), weight(w), 1)
         return y.reshape(*rows, *outer)
 
     def forward(x, w):
@@ -47,12 +59,15 @@ def project(x: jax.Array, w: jax.Array, names, n: int) -> jax.Array:
     def backward(kept, grad):
         x, w = kept
         grad = flat(grad, matrix[1])
-        dx = grad @ fetch(w, names, compute).reshape(matrix).T
-        dw = jnp.matmul(
-            flat(x, matrix[0]).T, grad, preferred_element_type=jnp.dtype(kind.reduce)
+        dx = jnp.tensordot(grad, weight(w).T, 1)
+        dw = jnp.tensordot(
+            flat(x, matrix[0]),
+            grad,
+            (over, over),
+            preferred_element_type=jnp.dtype(kind.reduce),
         )
         dw = spread(dw.reshape(w.shape), names)
-        return dx.reshape(*rows, *inner).astype(x_type), dw
+        return dx.reshape(x.shape).astype(x_type), dw
 
     product.defvjp(forward, backward)
     return product(x, w)

@@ -1,23 +1,25 @@
-"""Dropout that belongs to a row, so that no layout and no split changes it."""
+"""Dropout that belongs to a row and a token, so that no layout changes it."""
 
 import zlib
 
 import jax
 import jax.numpy as jnp
 
-from jaxpar.partition.place import constrain
+from jaxpar.partition.place import constrain, order
 
 
 def dropout(x: jax.Array, keys: jax.Array | None, name: str, rate: float) -> jax.Array:
-    """Zeroes a share `rate` of x [B, T, D], drawn from each row's own key [B]."""
+    """Zeroes a share `rate` of x [B, T, D], drawn from each row's own key [B]
+    and the token's place in the row, wherever a layout puts it."""
     if keys is None or rate == 0.0:
         return x
-    number = zlib.crc32(name.encode())
+    number, tokens = zlib.crc32(name.encode()), order(x.shape[1])
 
     def draw(key):
-        return jax.random.bernoulli(
-            jax.random.fold_in(key, number), 1 - rate, x.shape[1:]
-        )
+        key = jax.random.fold_in(key, number)
+        each = jax.vmap(lambda token: jax.random.fold_in(key, token))(tokens)
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[2:]))
+        return kept(each)
 
     kept = constrain(jax.vmap(draw)(keys), "batch", "seq", "embed")
     return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxpar import axes
 
 MESH_AXES = ("replica", "stage", "data", "context", "expert", "tensor")
 DATA_WORDS = ("data", "zero1", "fsdp")
-BUILT = ("replica", *DATA_WORDS, "tensor")
-NOT_BUILT = ("stage", "context", "ring", "ulysses", "expert")
+CONTEXT_WORDS = ("context", "ring", "ulysses")
+BUILT = ("replica", *DATA_WORDS, *CONTEXT_WORDS, "tensor")
+NOT_BUILT = ("stage", "expert")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +65,15 @@ class Rules:
                     )
             object.__setattr__(self, field.name, tuple(value))
 
-    def resolve(self, names: Sequence[str | None]) -> tuple[tuple[str, ...], ...]:
-        """The mesh axes of each dimension; a mesh axis serves an array once."""
+    def resolve(
+        self, names: Sequence[str | None], beside: Sequence[Sequence[str | None]] = ()
+    ) -> tuple[tuple[str, ...], ...]:
+        """The mesh axes of each dimension; a mesh axis serves an array once.
+
+        beside: the names of arrays that are used together with this one. A lent axis
+        counts only where it is free in each of them that has the borrower's name, so
+        that they are all split alike.
+        """
         rules = [self._rule(name) for name in names]
         owned: dict[str, str] = {}
         for name, rule in zip(names, rules, strict=True):
@@ -75,14 +84,20 @@ class Rules:
         found = []
         for name, rule in zip(names, rules, strict=True):
             got = []
+            near = [self._owners(other) for other in beside if name in other]
+            taken = owners.union(*near)
             for item in rule:
-                if isinstance(item, Lent) and item.axis not in owners:
+                if isinstance(item, Lent) and item.axis not in taken:
                     _claim(owned, item.axis, str(name), names)
                     got.append(item.axis)
                 elif isinstance(item, str):
                     got.append(item)
             found.append(tuple(got))
         return tuple(found)
+
+    def _owners(self, names: Sequence[str | None]) -> set[str]:
+        rules = (item for name in names for item in self._rule(name))
+        return {item for item in rules if isinstance(item, str)}
 
     def _rule(self, name: str | None) -> Rule:
         if name is None:
@@ -107,7 +122,9 @@ def _claim(owned: dict[str, str], axis: str, name: str, names) -> None:
 class Layout:
     """A value: mesh sizes, and rules where arrays are stored, kept and computed.
 
-    It never touches a device. `spelling` and `parse` are inverse.
+    It never touches a device. `spelling` and `parse` are inverse. `attention` says how
+    queries reach the keys of other pieces of the sequence: one of CONTEXT_WORDS, or ""
+    where the sequence is whole.
     """
 
     spelling: str
@@ -115,6 +132,7 @@ class Layout:
     stored: Rules
     optimizer: Rules
     computed: Rules
+    attention: str = ""
 
     @classmethod
     def parse(cls, text: str) -> "Layout":
@@ -135,6 +153,33 @@ class Layout:
         """How many pieces the batch is split into."""
         (split,) = self.computed.resolve(("batch",))
         return math.prod(self.sizes.get(axis, 1) for axis in split)
+
+    def order(self, length: int) -> np.ndarray:
+        """Which token of a row stands where, [length]; as it is, or in zigzag.
+
+        With C pieces a device gets the i-th of 2C chunks and the i-th from the end:
+        then each has as much of a causal triangle as any other (Brandon et al., 2023).
+
+        Raises:
+          ValueError: the pieces do not divide the length.
+        """
+        (axes,) = self.split(("seq",), "computed")
+        ways = math.prod(self.sizes[axis] for axis in axes)
+        zigzag = self.attention in ("context", "ring")
+        chunks = math.lcm(2 * self.sizes["context"], ways) if zigzag else ways
+        if length % chunks:
+            below = length - length % chunks
+            raise ValueError(
+                f"seq_len={length} is not divisible by {chunks}, as layout "
+                f"{self.spelling} needs; the nearest legal sizes are "
+                f"{below or chunks} and {(below or chunks) + chunks}."
+            )
+        tokens = np.arange(length)
+        if not zigzag:
+            return tokens
+        pieces = tokens.reshape(2, self.sizes["context"], -1)
+        first, last = pieces[0], pieces[1, ::-1]
+        return np.concatenate([first, last], axis=1).reshape(-1)
 
     def abstract(self) -> AbstractMesh:
         """The mesh without devices, for shapes, pieces and errors at any size."""
@@ -159,14 +204,16 @@ class Layout:
         )
         return Placed(self, mesh)
 
-    def split(self, names: Sequence[str | None], which: str) -> tuple[tuple, ...]:
+    def split(
+        self, names: Sequence[str | None], which: str, beside=()
+    ) -> tuple[tuple, ...]:
         """The mesh axes, present in this mesh, of each dimension of an array."""
-        resolved = getattr(self, which).resolve(names)
+        resolved = getattr(self, which).resolve(names, beside)
         return tuple(tuple(a for a in dim if a in self.sizes) for dim in resolved)
 
-    def spec(self, names: Sequence[str | None], which: str = "computed"):
+    def spec(self, names: Sequence[str | None], which: str = "computed", beside=()):
         """The PartitionSpec of an array: which is stored, optimizer or computed."""
-        dims = [dim or None for dim in self.split(names, which)]
+        dims = [dim or None for dim in self.split(names, which, beside)]
         return PartitionSpec(*(d[0] if d and len(d) == 1 else d for d in dims))
 
     def check(self, path: str, shape, names, which: str = "stored") -> None:
@@ -211,7 +258,7 @@ def _words(text: str) -> dict[str, str]:
     words: dict[str, str] = {}
     for part in text.replace(" ", "").split(","):
         word, _, value = part.partition("=")
-        if word in NOT_BUILT or (word == "tensor" and value.endswith("+sp")):
+        if word in NOT_BUILT:
             raise ValueError(
                 f"Layout {text!r}: {part!r} is not built yet; there are "
                 f"{', '.join(BUILT)}."
@@ -223,29 +270,48 @@ def _words(text: str) -> dict[str, str]:
             )
         if word in words:
             raise ValueError(f"Layout {text!r} says {word!r} twice.")
-        if not value.isdigit() or int(value) < 1:
+        size = value.removesuffix("+sp") if word == "tensor" else value
+        if not size.isdigit() or int(size) < 1:
             raise ValueError(f"Layout {text!r}: {word}={value!r} is no positive size.")
         words[word] = value
-    if sum(word in words for word in DATA_WORDS) > 1:
-        raise ValueError(f"Layout {text!r}: at most one of {', '.join(DATA_WORDS)}.")
+    for group in (DATA_WORDS, CONTEXT_WORDS):
+        if sum(word in words for word in group) > 1:
+            raise ValueError(f"Layout {text!r}: at most one of {', '.join(group)}.")
     return words
 
 
 def _build(words: dict[str, str]) -> Layout:
-    kind = next((word for word in DATA_WORDS if word in words), "data")
-    sizes = {"data" if w in DATA_WORDS else w: int(n) for w, n in words.items()}
+    def said(group: tuple[str, ...]) -> str:
+        return next((word for word in group if int(words.get(word, 1)) > 1), "")
+
+    kind, attention = said(DATA_WORDS) or "data", said(CONTEXT_WORDS)
+    tensor, _, split = words.get("tensor", "1").partition("+")
+    sizes = {
+        "replica": int(words.get("replica", 1)),
+        "data": int(words.get(kind, 1)),
+        "context": int(words.get(attention, 1)),
+        "tensor": int(tensor),
+    }
     sizes = {axis: sizes[axis] for axis in MESH_AXES if sizes.get(axis, 1) > 1}
     # An empty mesh refuses every constraint, so one axis of size 1 stays.
     sizes = sizes or {"data": 1}
+    spelled = {
+        {"data": kind, "context": attention}.get(axis, axis): str(n)
+        for axis, n in sizes.items()
+    }
+    seq: Rule = ("context",)
+    if split and "tensor" in sizes:
+        spelled["tensor"] += "+sp"
+        seq = ("context", lent("tensor"))
     wide: dict[str, Any] = {
         name: "tensor" for name in ("heads", "kv_heads", "mlp", "vocab")
     }
-    whole, sliced = Rules(**wide), Rules(embed=("data",), **wide)
-    spelled = {kind if axis == "data" else axis: n for axis, n in sizes.items()}
+    whole, sliced = Rules(**wide), Rules(embed=("data", "context"), **wide)
     return Layout(
         spelling=",".join(f"{word}={n}" for word, n in spelled.items()),
         mesh_shape=tuple(sizes.items()),
         stored=sliced if kind == "fsdp" else whole,
         optimizer=whole if kind == "data" else sliced,
-        computed=Rules(batch=("replica", "data"), **wide),
+        computed=Rules(batch=("replica", "data"), seq=seq, **wide),
+        attention=attention,
     )

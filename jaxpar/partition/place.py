@@ -149,6 +149,18 @@ def spread(grad: jax.Array, names) -> jax.Array:
     return constrain(grad, *names, which="stored").astype(kind.params)
 
 
+def seq_is_whole() -> bool:
+    """Whether no device holds only a part of the sequence."""
+    layout = _frame.value.layout if _frame.value else None
+    return layout is None or layout.split(("seq",), "computed") == ((),)
+
+
+def order(length: int) -> jax.Array:
+    """Which token of a row stands where, [length]: see Layout.order."""
+    layout = current().layout
+    return jnp.arange(length) if layout is None else jnp.asarray(layout.order(length))
+
+
 def note(name: str, x: jax.Array) -> jax.Array:
     """Names an activation, so that rematerialisation policies can keep it."""
     return checkpoint_name(x, name)
@@ -159,6 +171,7 @@ class Together:
     """Collectives over the mesh axes that split one logical axis; inside `local`."""
 
     axes: tuple[str, ...]
+    size: int = 1
 
     def psum(self, x):
         return jax.lax.psum(x, self.axes) if self.axes else x
@@ -171,6 +184,19 @@ class Together:
             return x
         return jax.lax.all_gather(x, self.axes, axis=axis, tiled=True)
 
+    def all_to_all(self, x, split: int, join: int):
+        """Splits a whole axis over the devices, and makes a split one whole."""
+        if not self.axes:
+            return x
+        return jax.lax.all_to_all(x, self.axes, split, join, tiled=True)
+
+    def permute(self, x):
+        """What the device before has; the first one gets it from the last."""
+        if not self.axes:
+            return x
+        ring = [(i, (i + 1) % self.size) for i in range(self.size)]
+        return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axes, ring), x)
+
     def index(self) -> jax.Array:
         """Which piece of the axis this device has."""
         return jax.lax.axis_index(self.axes) if self.axes else jnp.int32(0)
@@ -180,17 +206,26 @@ def local(f: Callable, in_axes, out_axes, *, over: str) -> Callable:
     """Runs f(together, *pieces) on every device's own pieces of named arrays.
 
     in_axes and out_axes are names per array; `together` reduces over the mesh axes
-    that split `over`, and is the identity where that axis is whole.
+    that split `over`, and is the identity where that axis is whole. All arrays of the
+    call that have a name are split alike along it.
     """
     layout = current().layout
     if layout is None:
         return lambda *arrays: f(Together(()), *arrays)
-    (axes,) = layout.split((over,), "computed")
+
+    def is_names(value) -> bool:
+        return isinstance(value, tuple) and all(isinstance(v, str) for v in value)
+
+    beside = (*in_axes, *jax.tree.leaves(out_axes, is_leaf=is_names))
+    (axes,) = layout.split((over,), "computed", beside)
+    together = Together(axes, math.prod(layout.sizes[axis] for axis in axes))
     return jax.shard_map(
-        lambda *pieces: f(Together(axes), *pieces),
-        in_specs=tuple(layout.spec(names) for names in in_axes),
+        lambda *pieces: f(together, *pieces),
+        in_specs=tuple(layout.spec(names, beside=beside) for names in in_axes),
         out_specs=jax.tree.map(
-            layout.spec, out_axes, is_leaf=lambda names: isinstance(names, tuple)
+            lambda names: layout.spec(names, beside=beside),
+            out_axes,
+            is_leaf=is_names,
         ),
         check_vma=False,
     )

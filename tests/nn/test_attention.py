@@ -1,33 +1,92 @@
-"""Attention is one function, however many rows it takes at a time."""
+"""Attention is one function, however it is cut."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpar.nn.attention import Plain, may_look
+from jaxpar.nn.kernel import Tiled, may_look
 from jaxpar.nn.places import NOWHERE, Places, whole
 from jaxpar.nn.rope import rotate
+from jaxpar.partition.layout import Layout
+from jaxpar.partition.place import alone, under
+from jaxpar.partition.sequence import over_seq
 
 
-@pytest.mark.parametrize("tile", [1, 2 * 4 * 6 * 6, 2**20])
-def test_tiles_change_neither_output_nor_gradients(tile):
+def naive(q, k, v, where, where_k, window=0):
+    """The textbook's attention, with all scores at once; 0 where nothing is seen."""
+    k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
+    scores = jnp.einsum("BTNH,BSNH->BNTS", q, k) / q.shape[-1] ** 0.5
+    seen = may_look(where, where_k, window)[:, None]
+    share = jax.nn.softmax(scores, axis=-1, where=seen)
+    return jnp.einsum("BNTS,BSNH->BTNH", jnp.where(seen, share, 0), v)
+
+
+def some(B, T, S, N, K):
+    random = np.random.default_rng(0)
+    q = jnp.asarray(random.normal(size=(B, T, N, 8)))
+    k, v = jnp.asarray(random.normal(size=(2, B, S, K, 8)))
+    # Each query sees its own key, as in every model.
+    at = random.integers(0, 9, (B, S)), random.integers(0, 2, (B, S))
+    where_k = Places(*(jnp.asarray(x, jnp.int32) for x in at))
+    return q, k, v, Places(*(x[:, S - T :] for x in where_k)), where_k
+
+
+@pytest.mark.parametrize("window, tile", [(0, 1), (3, 40), (0, 440), (3, 2**20)])
+@pytest.mark.parametrize("sizes", [(6, 10, 10, 4, 2), (2, 7, 11, 3, 3)])
+def test_tiles_are_the_textbooks_attention(sizes, window, tile):
     with jax.enable_x64(True):
-        random = np.random.default_rng(0)
-        q = jnp.asarray(random.normal(size=(6, 6, 4, 8)))
-        k, v = jnp.asarray(random.normal(size=(2, 6, 6, 2, 8)))
-        where = Places(
-            jnp.asarray(random.integers(0, 6, (6, 6)), jnp.int32),
-            jnp.asarray(random.integers(0, 2, (6, 6)), jnp.int32),
-        )
+        q, k, v, where, where_k = some(*sizes)
+        change = jnp.cos(jnp.arange(q.size)).reshape(q.shape)
 
-        def total(kernel):
-            return lambda q, k, v: jnp.sum(kernel(q, k, v, where, where) ** 2)
+        def tiled(q, k, v):
+            with alone():
+                out = over_seq(Tiled(window, tile), q, k, v, where, where_k)
+                return jnp.sum(out * change)
 
-        want = jax.value_and_grad(total(Plain().attend), (0, 1, 2))(q, k, v)
-        got = jax.value_and_grad(total(Plain(tile=tile)), (0, 1, 2))(q, k, v)
+        def plain(q, k, v):
+            return jnp.sum(naive(q, k, v, where, where_k, window) * change)
+
+        want = jax.value_and_grad(plain, (0, 1, 2))(q, k, v)
+        got = jax.jit(jax.value_and_grad(tiled, (0, 1, 2)))(q, k, v)
         for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
+
+
+def test_a_query_that_sees_nothing_gets_nothing():
+    q, k, v, where, where_k = some(2, 3, 5, 2, 2)
+    nowhere = Places(where_k.positions, jnp.full((2, 5), NOWHERE))
+    found = Tiled().forward(q, k, v, where, nowhere)
+    assert not found.out.any() and (found.lse == jnp.finfo(found.lse.dtype).min).all()
+
+
+@pytest.mark.parametrize("text", ["context=4", "ring=4", "ulysses=4"])
+def test_a_split_sequence_is_the_whole_one(text):
+    layout = Layout.parse(text)
+    placed = layout.on(jax.devices()[: layout.n_devices])
+    with jax.enable_x64(True):
+        q, k, v, where, _ = some(3, 16, 16, 4, 4)
+        change = jnp.cos(jnp.arange(q.size)).reshape(q.shape)
+        order = layout.order(16)
+
+        def split(q, k, v, where, change):
+            with under(placed):
+                return jnp.sum(over_seq(Tiled(tile=40), q, k, v, where) * change)
+
+        def plain(q, k, v):
+            return jnp.sum(naive(q, k, v, where, where) * change)
+
+        want = jax.value_and_grad(plain, (0, 1, 2))(q, k, v)
+        args = jax.tree.map(lambda x: x[:, order], (q, k, v, where, change))
+
+        def both(*args):
+            with under(placed):
+                return jax.value_and_grad(split, (0, 1, 2))(*args)
+
+        value, grads = jax.jit(both)(*jax.device_put(args, placed.replicated))
+        np.testing.assert_allclose(value, want[0], rtol=1e-12)
+        for a, b in zip(want[1], grads, strict=True):
+            np.testing.assert_allclose(a[:, order], b, rtol=1e-12, atol=1e-13)
 
 
 def test_a_query_looks_back_in_its_own_document_and_window_only():

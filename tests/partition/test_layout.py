@@ -25,6 +25,9 @@ def test_the_rules_have_the_vocabulary_as_fields():
         ("data=1", "data=1", {"data": 1}),
         ("fsdp=4, tensor=1", "fsdp=4", {"data": 4}),
         ("tensor=8,replica=2", "replica=2,tensor=8", {"replica": 2, "tensor": 8}),
+        ("tensor=2+sp,data=4", "data=4,tensor=2+sp", {"data": 4, "tensor": 2}),
+        ("ring=2,fsdp=4", "fsdp=4,ring=2", {"data": 4, "context": 2}),
+        ("ulysses=2", "ulysses=2", {"context": 2}),
     ],
 )
 def test_a_spelling_is_read_and_written_in_mesh_order(text, spelling, sizes):
@@ -38,8 +41,9 @@ def test_a_spelling_is_read_and_written_in_mesh_order(text, spelling, sizes):
     "text, words",
     [
         ("stage=4", "not built yet"),
-        ("ring=4", "not built yet"),
-        ("tensor=2+sp", "not built yet"),
+        ("expert=4", "not built yet"),
+        ("tensor=2+cp", "no positive size"),
+        ("ring=2,context=2", "at most one of context, ring, ulysses"),
         ("dp=8", "unknown mesh axis 'dp'"),
         ("data=4,fsdp=2", "at most one"),
         ("data=4,data=2", "twice"),
@@ -62,6 +66,23 @@ def test_a_lent_axis_counts_only_where_nobody_owns_it():
     rules = Rules(seq=lent("tensor"), heads="tensor")
     assert rules.resolve(("seq", "embed")) == (("tensor",), ())
     assert rules.resolve(("seq", "heads")) == ((), ("tensor",))
+
+
+def test_arrays_used_together_are_split_alike():
+    computed = Layout.parse("data=2,tensor=2+sp").computed
+    tokens, logits = ("batch", "seq"), ("batch", "seq", "vocab")
+    assert computed.resolve(tokens)[1] == ("context", "tensor")
+    assert computed.resolve(tokens, [logits])[1] == ("context",)
+    assert computed.resolve(tokens, [("mlp",)])[1] == ("context", "tensor")
+
+
+@pytest.mark.parametrize("word", ["context", "ring"])
+def test_zigzag_gives_each_device_an_early_and_a_late_chunk(word):
+    order = Layout.parse(f"{word}=2").order(8)
+    assert order.tolist() == [0, 1, 6, 7, 2, 3, 4, 5]
+    assert Layout.parse("ulysses=2").order(8).tolist() == list(range(8))
+    with pytest.raises(ValueError, match="seq_len=6 .* by 4, .* are 4 and 8"):
+        Layout.parse(f"{word}=2").order(6)
 
 
 def test_two_borrowers_of_one_axis_are_refused():

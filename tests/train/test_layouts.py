@@ -23,6 +23,12 @@ LAYOUTS = (
     "fsdp=4,tensor=2",
     "zero1=8",
     "replica=2,fsdp=4",
+    "data=4,tensor=2+sp",
+    "data=2,context=4",
+    "data=2,ring=4",
+    "data=2,ulysses=4",
+    "fsdp=2,ring=2,tensor=2+sp",
+    "zero1=2,ulysses=2,tensor=2",
 )
 B, T = 8, 24
 GPT = dataclasses.replace(
@@ -67,6 +73,8 @@ def rows(step=0, n=B, documents=3):
 
 
 def put(batch, placed):
+    order = placed.layout.order(T)
+    batch = {name: field[:, order] for name, field in batch.items()}
     return jax.device_put(batch, placed.sharding(("batch", "seq")))
 
 
