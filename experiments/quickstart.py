@@ -15,7 +15,7 @@ from jaxpar.nn.norm import RMSNorm
 from jaxpar.optim.optimizer import Muon
 from jaxpar.partition.layout import Layout
 
-num_steps = 500
+num_steps = 600
 
 run = Pretrain(
     model=sizes.llama(
@@ -40,6 +40,6 @@ run = Pretrain(
     ),
     layout=Layout.parse("zero1=4,tensor=2"),
     num_steps=num_steps,
-    eval_every=250,
-    save_every=250,
+    eval_every=300,
+    save_every=300,
 )
