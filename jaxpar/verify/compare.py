@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.place import Precision
-from jaxpar.verify.prove import END_TO_END, LOGITS, PARTS, TOKENS, Computed, Part
+from jaxpar.verify.parts import END_TO_END, LOGITS, PARTS, TOKENS, Computed, Part
 from jaxpar.verify.report import Leaf
 from jaxpar.verify.rows import Packed
 
@@ -77,12 +77,10 @@ class Reference:
     def leaves(self, part: Part, computed: Computed) -> list[Leaf]:
         """The leaves of one part, judged."""
         wanted, limits = self.wanted(part), self.limits(part)
-        largest = sizes(part, wanted)
+        zero = _zeros(part, wanted)
         found = errors(part, part.read(computed), wanted)
         return [
-            Leaf(
-                path, part.kind, error, limits[path], _zero(part, wanted, largest, path)
-            )
+            Leaf(path, part.kind, error, limits[path], path in zero)
             for path, error in found.items()
         ]
 
@@ -102,7 +100,8 @@ def errors(part: Part, got: Mapping[str, Any], wanted) -> dict[str, float]:
     """Each leaf's largest difference on any device, as a share of the leaf."""
     if got.keys() != wanted.keys():
         raise ValueError(
-            f"{part.kind}: a layout computed {sorted(got)}, one device {sorted(wanted)}."
+            f"{part.kind}: a layout computes {sorted(got)}, one device "
+            f"{sorted(wanted)}."
         )
     largest = sizes(part, wanted)
     return {
@@ -163,8 +162,9 @@ def _kind(part: Part, path: str) -> str:
     return path.partition("/")[0] if part.kind == "state" else part.kind
 
 
-def _zero(part: Part, wanted, largest, path: str) -> bool:
-    """Whether what one device has of a gradient is nothing but rounding."""
-    return part.kind == "gradient" and (
-        largest_of(wanted[path]) < LIMIT * largest[path] or not largest[path]
-    )
+def _zeros(part: Part, wanted: Mapping[str, np.ndarray]) -> set[str]:
+    """The gradients of which one device has nothing but rounding."""
+    if part.kind != "gradient":
+        return set()
+    largest = sizes(part, wanted)
+    return {p for p, want in wanted.items() if largest_of(want) <= LIMIT * largest[p]}

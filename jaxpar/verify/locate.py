@@ -12,7 +12,7 @@ from jaxpar.config import paths
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.place import alone
 from jaxpar.verify.compare import Reference, errors, gaps, score, sizes
-from jaxpar.verify.prove import Computed, Part
+from jaxpar.verify.parts import Computed, Part
 from jaxpar.verify.report import First, Leaf
 
 NOTES = Part("forward", "activation", lambda run: run.notes)
@@ -83,11 +83,8 @@ def _first(part: Part, reference: Reference, computed, order) -> First | None:
     wanted, limits = reference.wanted(part), reference.limits(part)
     got = part.read(computed)
     largest = sizes(part, wanted)
-    bad = {
-        path
-        for path, e in errors(part, got, wanted).items()
-        if not _fits(e, limits[path])
-    }
+    found = errors(part, got, wanted)
+    bad = {path for path, error in found.items() if not _fits(error, limits[path])}
     for path, layer in order:
         if path not in bad:
             continue

@@ -1,0 +1,58 @@
+"""Runs that the proofs are about, each computed on one device once."""
+
+import dataclasses
+
+import pytest
+
+from jaxpar.data.source import Text
+from jaxpar.experiment import Pretrain
+from jaxpar.models import sizes
+from jaxpar.nn.norm import RMSNorm
+from jaxpar.optim.optimizer import AdamW, Muon
+from jaxpar.train.objective import CausalLM
+from jaxpar.verify import Reference
+
+T = 64
+GPT = dataclasses.replace(
+    sizes.gpt(vocab_size=120, n_layers=8, d_embed=16, n_heads=8, max_positions=T),
+    dropout=0.1,
+)
+LLAMA = dataclasses.replace(
+    sizes.llama(
+        vocab_size=120, n_layers=8, d_embed=16, n_heads=8, n_kv_heads=8, d_mlp=24,
+        max_positions=T, qk_norm=RMSNorm(),
+    ),
+    remat="full",
+)  # fmt: skip
+
+
+def run_of(model, *, batch_size=32, seq_len=T, microbatches=4, optim=AdamW):
+    return Pretrain(
+        model=model,
+        data=Text("synthetic", seq_len=seq_len, batch_size=batch_size),
+        optim=optim(peak_lr=1e-3, warmup_steps=2, decay_steps=10),
+        objective=CausalLM(chunk=seq_len // 2),
+        microbatches=microbatches,
+        num_steps=10,
+    )
+
+
+RUNS = {"gpt": run_of(GPT), "llama": run_of(LLAMA, optim=Muon)}
+
+
+@pytest.fixture(scope="session")
+def references():
+    return {form: Reference(run) for form, run in RUNS.items()}
+
+
+@pytest.fixture(scope="session")
+def small():
+    """A few rows of a model with all that a bug may be planted in."""
+    model = dataclasses.replace(
+        sizes.llama(
+            vocab_size=120, n_layers=3, d_embed=16, n_heads=4, n_kv_heads=4, d_mlp=16,
+            max_positions=24,
+        ),
+        dropout=0.1,
+    )  # fmt: skip
+    return Reference(run_of(model, batch_size=16, seq_len=16, microbatches=2))
