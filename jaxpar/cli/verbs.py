@@ -112,6 +112,7 @@ def verify(args: list[str]) -> int:
     from jaxpar.verify import verify
 
     asked = _over(options.Verify, rest, prog, file, Pretrain, Finetune)
+    _compile_cache(True)
     proof = verify(
         asked.run,
         full=asked.full,
