@@ -155,7 +155,7 @@ PLANTED = {
     ),
     "dropout drawn by shard": (
         (decoder, "dropout", drawn_by_shard),
-        "data=4,tensor=2",
+        "data=4",
         ("forward", "embed/out", None, {"data": [1, 2, 3]}, "data"),
     ),
     "init drawn by shard": (
@@ -170,12 +170,12 @@ PLANTED = {
     ),
     "a maximum not shared": (
         (loss, "token_losses", own_maximum),
-        "data=2,tensor=2",
+        "tensor=2",
         ("forward", "loss", None, None, "tensor"),
     ),
     "local positions": (
         (attention, "rotate", local_positions),
-        "data=2,tensor=2",
+        "data=2",
         ("forward", "layers/attn/mixed", 0, None, "data"),
     ),
     "a wrong copy of a gradient": (
