@@ -18,8 +18,9 @@ LIMIT = 1e-12
 """Float64 layouts differ by some 1e-15; a wrong one by far more than this."""
 FLOOR = 1e-3
 """A leaf smaller than this share of the largest of its kind is measured by that."""
-FACTOR = 8.0
-"""How many times one device's own rounding error a layout may have."""
+FACTOR = 4.0
+"""How many times one device's own rounding error a layout may have: 1.9 is the most
+that was seen, of bfloat16 and float32, on tensor=8 and fsdp=8."""
 DOUBLE = Precision(params="float64", compute="float64", reduce="float64")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from jaxpar.data.source import Text
@@ -46,6 +47,12 @@ def run_of(model, *, batch_size=32, seq_len=T, microbatches=4, optim=AdamW):
 
 
 RUNS = {"gpt": run_of(GPT), "llama": run_of(LLAMA, optim=Muon)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def eight_devices():
+    """Starts the backend before a proof on fewer simulates no more than it needs."""
+    assert len(jax.devices()) == 8
 
 
 @pytest.fixture(scope="session")
