@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 HEADS = ("leaf", "init", "gradient", "update", "state", "end to end")
+ROUNDING = 1e-5
 COLUMNS = ("init", "gradient", "update", "state", "end-to-end")
 
 
@@ -140,6 +141,12 @@ class Proof:
         lines = ["end to end: the update of each one's own gradients; not judged."]
         if any(leaf.zero for leaf in self.leaves):
             lines.append("0: zero by mathematics, measured by the largest of its kind.")
+        worst = max((leaf.error for leaf in self.leaves), default=0.0)
+        if not self.passed and worst < ROUNDING:
+            lines.append(
+                "So small an error may be rounding: something computed in float32, "
+                "or a model that amplifies it (norms of very few numbers)."
+            )
         return [*lines, self.verdict]
 
 

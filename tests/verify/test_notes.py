@@ -57,6 +57,7 @@ def test_nothing_of_an_inner_trace_is_taken():
         note("outer", jnp.ones(2))
         jax.jit(lambda x: note("inner", x))(jnp.ones(2))
         jax.lax.map(lambda x: note("loop", x), jnp.ones(2))
+        jax.closure_convert(lambda x: note("converted", x), jnp.ones(2))
     assert list(notes.found) == ["outer"]
     assert recorded() is None
 

@@ -12,16 +12,19 @@ import jax.numpy as jnp
 import pytest
 
 from jaxpar.cli import main
+from jaxpar.generate import sample
 from jaxpar.models import decoder
 from jaxpar.nn import attention, dense, mlp, norm, param
+from jaxpar.optim import optimizer
 from jaxpar.partition.place import current, gather, local
 from jaxpar.train import loss, objective
-from jaxpar.verify import assert_same
+from jaxpar.verify import Reference, assert_same
+from jaxpar.verify.parts import PARTS, TOKENS
 from jaxpar.verify.prove import prove
 from tests.verify.own_bug import OwnConfig
 
 RESIDUAL = ("batch", "seq", "embed")
-TOKENS = ("batch", "seq")
+ROWS = ("batch", "seq")
 
 
 def mean_of_means(unembed, x, targets, weights, *, chunk):
@@ -32,7 +35,7 @@ def mean_of_means(unembed, x, targets, weights, *, chunk):
         return [together.psum(mean) / together.psum(1), together.psum(jnp.sum(weights))]
 
     losses = loss.token_losses(unembed(x), targets)
-    run = local(f, in_axes=(TOKENS, TOKENS), out_axes=[(), ()], over="batch")
+    run = local(f, in_axes=(ROWS, ROWS), out_axes=[(), ()], over="batch")
     mean, weight = run(losses, weights.astype(losses.dtype))
     return mean * weight
 
@@ -104,7 +107,7 @@ def own_maximum(logits, targets):
         total = jnp.sum(jnp.exp(logits - top[..., None]), axis=-1)
         return jnp.log(together.psum(total)) + top
 
-    run = local(f, in_axes=(("batch", "seq", "vocab"),), out_axes=TOKENS, over="vocab")
+    run = local(f, in_axes=(("batch", "seq", "vocab"),), out_axes=ROWS, over="vocab")
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return run(logits) - chosen
 
@@ -116,7 +119,7 @@ def local_positions(x, positions, theta):
         pieces = together.psum(1)
         return positions % (16 // pieces)
 
-    run = local(f, in_axes=(TOKENS,), out_axes=TOKENS, over="batch")
+    run = local(f, in_axes=(ROWS,), out_axes=ROWS, over="batch")
     return ROTATE(x, run(positions), theta)
 
 
@@ -184,6 +187,63 @@ PLANTED = {
         ("backward", "norm/scale", None, {"data": 1}, "data"),
     ),
 }
+
+
+def larger_gradients(tree):
+    """The optimizer takes gradients for larger on more devices."""
+    layout = current().layout
+    pieces = 1 if layout is None else layout.batch_divisor
+    return jax.tree.map(lambda x: x * (1 + 1e-9 * (pieces - 1)), WIDE(tree))
+
+
+WIDE = optimizer._wide
+
+
+def shifted_without_keys(x, keys, name, rate):
+    """Without dropout, the second data shard computes something else."""
+    if keys is not None:
+        return DROPOUT(x, keys, name, rate)
+    run = local(
+        lambda together, x: x * (1 + 1e-9 * together.index()),
+        in_axes=(RESIDUAL,),
+        out_axes=RESIDUAL,
+        over="batch",
+    )
+    return run(x)
+
+
+def next_token(logits, key, how):
+    """The second data shard adds one to each id that it chooses."""
+    run = local(
+        lambda together, ids: ids + together.index(),
+        in_axes=(("batch",),),
+        out_axes=("batch",),
+        over="batch",
+    )
+    return run(CHOOSE(logits, key, how))
+
+
+CHOOSE = sample.choose
+LATER = {
+    "optimizer": (optimizer, "_wide", larger_gradients),
+    "evaluate": (decoder, "dropout", shifted_without_keys),
+    "generate": (sample, "choose", next_token),
+}
+
+
+@pytest.fixture(scope="module")
+def later(small):
+    reference = Reference(small.run, parts=(*PARTS[4:], TOKENS))
+    for part in reference.parts:
+        reference.wanted(part)
+    return reference
+
+
+@pytest.mark.parametrize("where", LATER)
+def test_a_bug_outside_the_gradient_is_found_where_it_is(where, later, monkeypatch):
+    monkeypatch.setattr(*LATER[where])
+    first = prove(later, "data=2").first
+    assert first is not None and (first.where, first.axis) == (where, "data")
 
 
 @pytest.mark.parametrize("bug", PLANTED)
