@@ -22,7 +22,7 @@ from jaxpar.train.step import make_eval_step, make_gradients, mean_weight
 from jaxpar.verify.rows import Packed
 
 NEW_TOKENS = 6
-LARGER = 1e4
+LARGER = 1e2
 STEP = 3  # Whose keys dropout gets.
 
 
@@ -103,7 +103,8 @@ class Computed:
     def updated(self):
         """Updates and optimizer state after two steps on one device's gradients.
 
-        The second time they are so large that any usual bound clips them.
+        They are divided by LARGER first, then multiplied: a usual bound clips them
+        only the second time, and what is clipped does not show its size.
         """
         if self.fed is None:
             grads, sums = self.gradients
@@ -119,9 +120,9 @@ class Computed:
         return self._updated(grads, sums.weight)
 
     def _updated(self, grads, weight):
-        weight = np.asarray(weight)
-        _, opt_state = self._update(grads, weight, self.state.opt_state, self.params)
-        return self._update(grads, weight / LARGER, opt_state, self.params)
+        small, large = (np.asarray(weight) * by for by in (LARGER, 1 / LARGER))
+        _, opt_state = self._update(grads, small, self.state.opt_state, self.params)
+        return self._update(grads, large, opt_state, self.params)
 
     @part
     def _update(self):
