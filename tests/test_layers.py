@@ -22,6 +22,7 @@ LEVELS = (
     {"experiment"},
     {"checkpoint"},
     {"generate"},
+    {"verify"},
     {"look"},
     {"pretrain", "finetune", "evaluate"},
     {"cli"},

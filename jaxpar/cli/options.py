@@ -62,6 +62,18 @@ class Show(Report):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Verify(Show):
+    """What `verify` takes beside the experiment's own fields."""
+
+    full: Switch = False
+    """Compute at the experiment's own sizes, not at the least that divide."""
+    precision: Switch = False
+    """Compare in the experiment's own precision, not in float64."""
+    devices: int | None = None
+    """How many CPU devices to simulate."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Open(Report, Sourced):
     """What every verb that computes with a run takes."""
 

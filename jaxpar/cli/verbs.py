@@ -104,6 +104,26 @@ def show(args: list[str]) -> None:
     print(json.dumps(table.to_json()) if asked.json else table)
 
 
+def verify(args: list[str]) -> int:
+    """Proves that an experiment's layout computes what one device does."""
+    prog = "jaxpar verify"
+    file, rest = first(args, options.Verify, prog=prog, what="EXPERIMENT")
+    from jaxpar.experiment import Finetune, Pretrain
+    from jaxpar.verify import verify
+
+    asked = _over(options.Verify, rest, prog, file, Pretrain, Finetune)
+    _compile_cache(True)
+    proof = verify(
+        asked.run,
+        full=asked.full,
+        precision=asked.precision,
+        devices=asked.devices,
+        classes=classes(asked.imports),
+    )
+    print(json.dumps(proof.to_json()) if asked.json else proof)
+    return 0 if proof.passed else 1
+
+
 def prepare(args: list[str]) -> None:
     """Tokenises and lays out an experiment's data."""
     prog = "jaxpar data prepare"
@@ -129,6 +149,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "evaluate": (evaluate, "loss and perplexity of a run, or of any text under it"),
     "generate": (generate, "continue a prompt with a run's model"),
     "show": (show, "what each device would hold of an experiment's model"),
+    "verify": (verify, "prove that a layout computes what one device does"),
     "data prepare": (prepare, "tokenise and lay out an experiment's data"),
 }
 

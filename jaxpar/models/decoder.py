@@ -177,7 +177,7 @@ class Decoder(nnx.Module):
         if self.config.learned_positions:
             x = x + lookup(self.positions, where.positions)
         x = constrain(x, "batch", "seq", "embed")
-        return dropout(x, keys, "embed", self.config.dropout)
+        return note("embed/out", dropout(x, keys, "embed", self.config.dropout))
 
     def unembed(self, x: jax.Array) -> jax.Array:
         """Logits [B, T, V], not narrower than single precision; padding is -inf."""

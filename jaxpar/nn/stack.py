@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxpar.partition.pipeline import stages
+from jaxpar.partition.place import recorded, recording
 
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
@@ -50,6 +51,27 @@ def scan(run: Callable, blocks: nnx.Module, x, *per_row, carried=None, remat="no
         layer, weights, carried = piece
         return run(nnx.merge(graph, weights), x, layer, carried, *per_row)
 
+    notes = recorded()
+    names: list[str] = []
+    if notes is not None:
+        block = _telling(block, names)
     if remat != "none":
         block = jax.checkpoint(block, policy=policy(remat), prevent_cse=False)
-    return stages(block, (jnp.arange(n), weights, carried), x, *per_row)
+    x, aux = stages(block, (jnp.arange(n), weights, carried), x, *per_row)
+    if notes is not None:
+        aux, told = aux
+        for name, value in zip(names, told, strict=True):
+            notes.take(f"layers/{name}", value)
+    return x, aux
+
+
+def _telling(block: Callable, names: list[str]) -> Callable:
+    """The block with what it notes beside its aux; `names` gets their names."""
+
+    def told(piece, x, *per_row):
+        with recording() as notes:
+            x, aux = block(piece, x, *per_row)
+        names[:] = notes.found
+        return x, (aux, tuple(notes.found.values()))
+
+    return told

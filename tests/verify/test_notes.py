@@ -1,0 +1,81 @@
+"""What a model notes leaves the step, and costs nothing where nobody records."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxpar.nn.places import whole
+from jaxpar.partition.layout import Layout
+from jaxpar.partition.place import alone, note, recorded, recording
+from jaxpar.verify.parts import Computed, Noted
+from jaxpar.verify.rows import Packed
+from tests.verify.conftest import LLAMA, run_of
+
+SMALL = dataclasses.replace(LLAMA, n_layers=4, max_positions=16)
+WINDOWS = Packed(n_rows=4, seq_len=16, vocab_size=120)
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "save:attn/out"])
+def test_notes_of_every_layer_leave_loops_and_rematerialisation(remat):
+    model = dataclasses.replace(SMALL, remat=remat, windows=(0, 5))
+    run = run_of(model, batch_size=4, seq_len=16, microbatches=2)
+    notes = Computed(run, Layout.parse("data=2"), WINDOWS).notes
+    assert list(notes) == [
+        "embed/out",
+        "layers/attn/mixed", "layers/attn/out", "layers/mlp/hidden",
+        "layers/mlp/out", "layers/block/out",
+        "layers/attn/mixed#2", "layers/attn/out#2", "layers/mlp/hidden#2",
+        "layers/mlp/out#2", "layers/block/out#2",
+        "norm/out",
+    ]  # fmt: skip
+    assert notes["layers/block/out#2"].shape == (2, 2, 16, 16)
+
+
+def test_a_note_is_the_value_that_the_next_layer_gets():
+    with alone():
+        model = SMALL.build(nnx.Rngs(params=0))
+        tokens = jnp.arange(32).reshape(2, 16)
+
+        def run(tokens):
+            with recording() as notes:
+                x, _ = model(tokens, whole(tokens))
+            return x, notes.found
+
+        x, found = jax.jit(run)(tokens)
+    np.testing.assert_array_equal(x, found["norm/out"])
+    last = found["layers/block/out"][-1]
+    with alone():
+        np.testing.assert_allclose(model.norm(last), x, rtol=1e-6)
+
+
+def test_nothing_of_an_inner_trace_is_taken():
+    with recording() as notes:
+        note("outer", jnp.ones(2))
+        jax.jit(lambda x: note("inner", x))(jnp.ones(2))
+        jax.lax.map(lambda x: note("loop", x), jnp.ones(2))
+        jax.closure_convert(lambda x: note("converted", x), jnp.ones(2))
+    assert list(notes.found) == ["outer"]
+    assert recorded() is None
+
+
+def test_a_program_is_the_same_whether_or_not_it_may_be_recorded():
+    run = run_of(SMALL, batch_size=4, seq_len=16, microbatches=1)
+    computed = Computed(run, Layout.parse("data=2"), WINDOWS)
+
+    def loss(params, batch, objective):
+        model = computed.recipe.merge(computed.anatomy, params)
+        return objective(model, batch, None).loss
+
+    with alone():
+        shapes = computed.anatomy.shapes
+        texts = [
+            str(jax.make_jaxpr(lambda p, b, o=o: loss(p, b, o))(shapes, computed.batch))
+            for o in (run.objective, run.objective, Noted(run.objective))
+        ]
+    assert texts[0] == texts[1]
+    # Recorded, each layer hands its notes out of the loop.
+    assert texts[2] != texts[0]

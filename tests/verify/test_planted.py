@@ -1,0 +1,280 @@
+"""A bug that only a mesh shows is found, and its place is named.
+
+Each is planted where one device does not notice it, so that the reference, computed
+without it, serves them all.
+"""
+
+import contextlib
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxpar.cli import main
+from jaxpar.generate import sample
+from jaxpar.models import decoder
+from jaxpar.nn import attention, dense, mlp, norm, param
+from jaxpar.optim import optimizer
+from jaxpar.partition.place import current, gather, local
+from jaxpar.train import loss, objective
+from jaxpar.verify import Reference, assert_same
+from jaxpar.verify.parts import PARTS, TOKENS
+from jaxpar.verify.prove import prove
+from tests.verify.own_bug import OwnConfig
+
+RESIDUAL = ("batch", "seq", "embed")
+ROWS = ("batch", "seq")
+
+
+def mean_of_means(unembed, x, targets, weights, *, chunk):
+    """Each shard divides by its own weight."""
+
+    def f(together, losses, weights):
+        mean = jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1)
+        return [together.psum(mean) / together.psum(1), together.psum(jnp.sum(weights))]
+
+    losses = loss.token_losses(unembed(x), targets)
+    run = local(f, in_axes=(ROWS, ROWS), out_axes=[(), ()], over="batch")
+    mean, weight = run(losses, weights.astype(losses.dtype))
+    return mean * weight
+
+
+def without_psum(spec, x, w):
+    """The down projection's partial sums are taken for the whole."""
+    if spec != "BTF,FD->BTD":
+        return dense.dense(spec, x, w)
+    run = local(
+        lambda _, x, w: x @ w,
+        in_axes=(("batch", "seq", "mlp"), ("mlp", "embed")),
+        out_axes=RESIDUAL,
+        over="mlp",
+    )
+    return run(x, gather(w))
+
+
+def drawn_by_shard(x, keys, name, rate):
+    """Every shard but the first folds its own number into its rows' keys."""
+    if keys is None:
+        return x
+
+    def f(together, data):
+        keys = jax.random.wrap_key_data(data)
+        own = jax.vmap(lambda key: jax.random.fold_in(key, together.index()))(keys)
+        return jnp.where(together.index() == 0, data, jax.random.key_data(own))
+
+    both = ("batch", None)
+    run = local(f, in_axes=(both,), out_axes=both, over="batch")
+    keys = jax.random.wrap_key_data(run(jax.random.key_data(keys)))
+    return DROPOUT(x, keys, name, rate)
+
+
+DROPOUT = decoder.dropout
+
+
+def born_by_shard(self, key, dims, dtype):
+    """Matrices of the MLP are drawn piece by piece from one key."""
+    if "mlp" not in dims or self.fill is not None:
+        return BORN(self, key, dims, dtype)
+    names, whole = tuple(dims), tuple(dims.values())
+
+    def f(_, like):
+        return BORN(self, key, dict(zip(names, like.shape, strict=True)), dtype)
+
+    run = local(f, in_axes=(names,), out_axes=names, over="mlp")
+    return run(jnp.zeros(whole))
+
+
+BORN = param.Init.__call__
+
+
+def averaged_twice(grad, names):
+    """The gradient of one weight is divided by the number of data shards."""
+    layout = current().layout
+    if names == ("embed", "mlp") and layout is not None:
+        grad = grad / layout.batch_divisor
+    return SPREAD(grad, names)
+
+
+SPREAD = dense.spread
+
+
+def own_maximum(logits, targets):
+    """Each shard of the vocabulary subtracts its own maximum."""
+
+    def f(together, logits):
+        top = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+        total = jnp.sum(jnp.exp(logits - top[..., None]), axis=-1)
+        return jnp.log(together.psum(total)) + top
+
+    run = local(f, in_axes=(("batch", "seq", "vocab"),), out_axes=ROWS, over="vocab")
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return run(logits) - chosen
+
+
+def local_positions(x, positions, theta):
+    """As if each of the devices that split the batch had a piece of the sequence."""
+
+    def f(together, positions):
+        pieces = together.psum(1)
+        return positions % (16 // pieces)
+
+    run = local(f, in_axes=(ROWS,), out_axes=ROWS, over="batch")
+    return ROTATE(x, run(positions), theta)
+
+
+ROTATE = attention.rotate
+
+
+def one_copy_is_wrong(w):
+    """The gradient of a norm's scale is wrong on the second data shard alone."""
+
+    @jax.custom_vjp
+    def door(w):
+        return w
+
+    def backward(_, grad):
+        names = (None,) * grad.ndim
+
+        def f(together, grad):
+            return grad * jnp.where(together.index() == 1, 1 + 1e-9, 1.0)
+
+        return (local(f, in_axes=(names,), out_axes=names, over="batch")(grad),)
+
+    door.defvjp(lambda w: (w, None), backward)
+    return door(gather(w))
+
+
+PLANTED = {
+    "mean of per-shard means": (
+        (objective, "chunked_loss", mean_of_means),
+        "data=4",
+        ("forward", "loss", None, None, "data"),
+    ),
+    "a missing psum": (
+        (mlp, "dense", without_psum),
+        "data=2,tensor=4",
+        ("forward", "layers/mlp/out", 0, None, "tensor"),
+    ),
+    "dropout drawn by shard": (
+        (decoder, "dropout", drawn_by_shard),
+        "data=4",
+        ("forward", "embed/out", None, {"data": [1, 2, 3]}, "data"),
+    ),
+    "init drawn by shard": (
+        (param.Init, "__call__", born_by_shard),
+        "fsdp=2,tensor=2",
+        ("init", "layers/mlp/w_down", 0, None, "tensor"),
+    ),
+    "a gradient averaged twice": (
+        (dense, "spread", averaged_twice),
+        "replica=2,tensor=2",
+        ("backward", "layers/mlp/w_gate", 2, None, "replica"),
+    ),
+    "a maximum not shared": (
+        (loss, "token_losses", own_maximum),
+        "tensor=2",
+        ("forward", "loss", None, None, "tensor"),
+    ),
+    "local positions": (
+        (attention, "rotate", local_positions),
+        "data=2",
+        ("forward", "layers/attn/mixed", 0, None, "data"),
+    ),
+    "a wrong copy of a gradient": (
+        (norm, "gather", one_copy_is_wrong),
+        "data=2,tensor=2",
+        ("backward", "norm/scale", None, {"data": 1}, "data"),
+    ),
+}
+
+
+def larger_gradients(tree):
+    """The optimizer gets the sum of what every device has, not one of them."""
+    with contextlib.suppress(ValueError):
+        # Outside a step there is no layout.
+        pieces = current().layout.batch_divisor
+        tree = jax.tree.map(lambda x: x * pieces, tree)
+    return WIDE(tree)
+
+
+WIDE = optimizer._wide
+
+
+def shifted_without_keys(x, keys, name, rate):
+    """Without dropout, the second data shard computes something else."""
+    if keys is not None or name != "mlp":
+        return DROPOUT(x, keys, name, rate)
+    run = local(
+        lambda together, x: x * (1 + 1e-6 * together.index()),
+        in_axes=(RESIDUAL,),
+        out_axes=RESIDUAL,
+        over="batch",
+    )
+    return run(x)
+
+
+def next_token(logits, key, how):
+    """The second data shard adds one to each id that it chooses."""
+    run = local(
+        lambda together, ids: ids + together.index(),
+        in_axes=(("batch",),),
+        out_axes=("batch",),
+        over="batch",
+    )
+    return run(CHOOSE(logits, key, how))
+
+
+CHOOSE = sample.choose
+LATER = {
+    "optimizer": (optimizer, "_wide", larger_gradients),
+    "evaluate": (decoder, "dropout", shifted_without_keys),
+    "generate": (sample, "choose", next_token),
+}
+
+
+@pytest.fixture(scope="module")
+def later(small):
+    reference = Reference(small.run, parts=(*PARTS[4:], TOKENS))
+    for part in reference.parts:
+        reference.wanted(part)
+    return reference
+
+
+@pytest.mark.parametrize("where", LATER)
+def test_a_bug_outside_the_gradient_is_found_where_it_is(where, later, monkeypatch):
+    monkeypatch.setattr(*LATER[where])
+    first = prove(later, "data=2").first
+    assert first is not None and (first.where, first.axis) == (where, "data")
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_is_found_and_located(bug, small, monkeypatch):
+    (place, name, wrong), layout, expected = PLANTED[bug]
+    monkeypatch.setattr(place, name, wrong)
+    proof = prove(small, layout)
+    assert not proof.passed
+    assert proof.first is not None
+    first = proof.first
+    found = (first.where, first.name, first.layer, first.shard, first.axis)
+    assert found == expected
+    if first.where == "backward":
+        right = {leaf.kind for leaf in proof.leaves if leaf.passed}
+        assert {"init", "loss"} <= right
+
+
+def test_a_bug_in_ones_own_file_is_found_by_the_command(capsys):
+    file = str(Path(__file__).parent / "own_bug.py")
+    assert main(["verify", file, "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert not said["passed"]
+    assert said["first"] == {
+        "where": "forward", "name": "own/out", "layer": None, "shard": None,
+        "axis": "tensor",
+    }  # fmt: skip
+
+
+def test_the_helper_fails_with_the_table():
+    with pytest.raises(AssertionError, match="FAILED.*tensor=2.*own/out"):
+        assert_same(OwnConfig(), "tensor=2")

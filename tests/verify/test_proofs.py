@@ -1,0 +1,61 @@
+"""Every layout that jaxpar offers computes what one device does.
+
+pytest tests/verify/test_proofs.py -k "gpt and fsdp=8"
+"""
+
+import jax
+import pytest
+
+from jaxpar.partition.layout import Layout
+from jaxpar.verify import Reference, assert_same
+from jaxpar.verify.parts import PARTS
+from jaxpar.verify.prove import prove
+from tests.own_model import BagConfig, run
+from tests.verify.conftest import GPT, RUNS, run_of
+
+LAYOUTS = (
+    "data=8",
+    "replica=2,data=4",
+    "zero1=8",
+    "fsdp=8",
+    "tensor=8",
+    "data=4,tensor=2",
+    "replica=2,fsdp=2,tensor=2",
+)
+ALONE = ("data=8",)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("form", RUNS)
+def test_a_layout_computes_what_one_device_does(form, layout, references):
+    proof = prove(references[form], layout)
+    assert proof.passed, f"\n{proof}"
+    kinds = {leaf.kind for leaf in proof.leaves}
+    assert kinds == {
+        "init", "loss", "gradient", "update", "state", "evaluation", "tokens"
+    }  # fmt: skip
+
+
+def test_a_key_bias_is_listed_as_zero_by_mathematics(references):
+    reference = references["gpt"]
+    leaves = reference.leaves(PARTS[2], reference.one)
+    zero = [leaf.path for leaf in leaves if leaf.zero]
+    assert zero == ["layers/attn/b_k"]
+    assert all(("zero" in leaf.to_json()["kind"]) == leaf.zero for leaf in leaves)
+
+
+@pytest.mark.parametrize("layout", ALONE)
+def test_one_token_that_counts_gives_the_gradient_of_one_device(layout):
+    reference = Reference(run_of(GPT), only=(13, 20))
+    computed = reference.on(Layout.parse(layout))
+    assert float(computed.gradients[1].weight) == 1.0
+    for part in PARTS:
+        if part.where in ("forward", "backward", "evaluate"):
+            leaves = reference.leaves(part, computed)
+            assert all(leaf.passed for leaf in leaves), leaves
+    assert max(map(abs, map(float, jax.tree.leaves(reference.one.evaluation)))) > 0
+
+
+def test_ones_own_model_and_objective_are_proven_in_one_line():
+    assert_same(run, "fsdp=4,tensor=2")
+    assert_same(BagConfig(), "data=2")
