@@ -9,6 +9,7 @@ import importlib.util
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -22,8 +23,8 @@ from jaxpar.config import UserError
 
 # A process is taken for dead once it has not been heard of for so long.
 HEARTBEAT_SECONDS = 100
-# How long one that ends waits for the others to end, too.
-LEAVE_SECONDS = 60
+# How long one that ends, well or not, waits for the others to end, too.
+LEAVE_SECONDS = 30
 # Preparing a corpus may take a day; a dead process ends every wait sooner.
 WAIT_MS = 48 * 3600 * 1000
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
@@ -80,7 +81,7 @@ def start(
     if missing and not found:
         raise UserError(
             "--coordinator, --num-processes and --process-id go together; "
-            f"{' and '.join(missing)} is missing, and no cluster's environment says it."
+            f"missing: {', '.join(missing)}, which no cluster's environment says."
         )
     address, n, i = given.values()
     _check(address, n, i)
@@ -175,6 +176,22 @@ def tell(*text: str, **where: Any) -> None:
     """Prints, on process 0 alone."""
     if is_first():
         print(*text, **where)
+
+
+def leave(status: int) -> int:
+    """The exit status of a process that failed; ends it at once if it failed alone.
+
+    JAX would wait at exit for the others, who wait for this one in a step; and would
+    then abort, and the status be lost.
+    """
+    if count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
+            _client().wait_at_barrier("jaxpar/leave", LEAVE_SECONDS * 1000)
+        except Exception:
+            os._exit(status)
+    return status
 
 
 def heed_signals(step: int) -> None:
