@@ -52,8 +52,9 @@ def open_run(
     """
     home = RunDir(path)
     experiment = home.open(*classes)
-    step = cluster.agreed(home.pick(step, rule=experiment.stop))
+    # Orbax starts the backend, after which no devices can be simulated.
     placed = place(experiment.layout, layout, devices)
+    step = cluster.agreed(home.pick(step, rule=experiment.stop))
     recipe = experiment.recipe()
     recipe.abstract(placed.layout)
     checkpoints = home.checkpoints()
