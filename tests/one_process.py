@@ -27,7 +27,7 @@ run = Pretrain(
         vocab_size=260, n_layers=1, d_embed=16, n_heads=4, n_kv_heads=4, d_mlp=32,
         max_positions=512,
     ),
-    data=Text("synthetic", seq_len=512, batch_size=4),
+    data=Text("synthetic", seq_len=512, batch_size=16),
     optim=AdamW(peak_lr=1e-2, warmup_steps=2, decay_steps=8),
     layout=Layout.parse("fsdp=2,tensor=4"),
     num_steps=6,

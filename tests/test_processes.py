@@ -135,7 +135,7 @@ def test_two_processes_are_resumed_as_one_with_its_rows_and_losses(
     first, second = fed(half / "fed2.0"), fed(half / "fed2.1")
     assert list(first) == list(second) == [0, 1, 2]
     for step in first:
-        assert list(first[step]) == ["0", "1"] and list(second[step]) == ["2", "3"]
+        assert list(map(int, first[step])) == list(range(8))
         assert {**first[step], **second[step]} == rows[step]
     shutil.copytree(half / "run", tmp_path / "run")
     assert alone(tmp_path / "run", tmp_path / "fed") == 0
@@ -215,7 +215,7 @@ def test_processes_of_other_experiments_or_a_used_directory_are_refused_in_all(
         return ("--seed", str(i))
 
     assert pretrained(tmp_path, tmp_path / "run", 2, own=seeded) == [2, 2]
-    assert "Process 1 has another experiment" in words_of(tmp_path, 2, 0)
+    assert "Process 1: Another experiment" in words_of(tmp_path, 2, 0)
     assert not (tmp_path / "run").exists()
     other = ("--seed", "5")
     assert pretrained(tmp_path, half / "run", 2, *other) == [2, 2]

@@ -124,8 +124,8 @@ def held(
         with cluster.together():
             if not home.exists():
                 raise UserError(
-                    f"Process {cluster.index()} does not see {home.path}; the run's "
-                    "directory must be on a file system that all processes share."
+                    f"{home.path}, which process 0 has made, is not to be seen here; "
+                    "--run-dir must be on a file system that all processes share."
                 )
         yield
 

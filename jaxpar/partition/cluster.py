@@ -120,8 +120,8 @@ def same(**facts: Any) -> None:
         for name, mine in facts.items():
             if mine != theirs[name]:
                 raise UserError(
-                    f"Process {index()} has another {name} ({mine}) than process 0 "
-                    f"({theirs[name]}); every process needs the same command and data."
+                    f"Another {name} ({mine}) than that of process 0 ({theirs[name]}); "
+                    "every process needs the same command and data."
                 )
 
 
