@@ -24,7 +24,7 @@ from jaxpar.checkpoint import session
 from jaxpar.checkpoint.run import RunDir, read_metrics
 from jaxpar.config import UserError
 from jaxpar.data import pipeline
-from jaxpar.partition import cluster
+from jaxpar.partition import cluster, devices
 
 CHILD = str(Path(__file__).parent / "one_process.py")
 GIVE_UP = 180  # Seconds; two cores may be busy.
@@ -41,6 +41,8 @@ def free_port() -> int:
 def started(folder: Path, n: int, *words: str, own=lambda i: (), **env: str):
     """n processes of one command; own(i): what only process i is given."""
     port, children = free_port(), []
+    # No law on equal bits here, so they compile fast.
+    env = {"XLA_FLAGS": "--xla_backend_optimization_level=0", **env}
     env = {**os.environ, **env, "PYTHONPATH": os.pathsep.join(sys.path)}
     try:
         for i in range(n):
@@ -283,6 +285,14 @@ def test_slurm_is_left_to_jax_and_a_task_alone_is_no_cluster(no_cluster):
     assert how["coordinator_address"] is how["cluster_detection_method"] is None
     with pytest.raises(UserError, match="runs in one process, and Slurm says"):
         cluster.refuse("jaxpar generate", "-")
+
+
+def test_simulated_devices_are_shared_out_evenly_or_refused(no_cluster):
+    no_cluster.setattr(cluster, "count", lambda: 3)
+    with pytest.raises(ValueError, match="among 3 processes; they can be 6 and 9"):
+        devices.simulate(8)
+    with pytest.raises(ValueError, match="among 3 processes; they can be 3"):
+        devices.simulate(2)
 
 
 def test_one_process_agrees_with_itself():
