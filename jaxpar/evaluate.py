@@ -5,6 +5,7 @@ from pathlib import Path
 from jaxpar.checkpoint.opened import open_run
 from jaxpar.data import source as sources
 from jaxpar.data.pipeline import eval_batches
+from jaxpar.partition import cluster
 from jaxpar.partition.layout import Layout
 from jaxpar.train.evaluate import evaluate, summary
 from jaxpar.train.step import make_eval_step
@@ -33,9 +34,11 @@ def main(
     )
     run, placed, tokens = opened.experiment, opened.placed, opened.tokenizer
     if source is None:
-        windows = run.data.prepare(tokens).heldout
+        windows = cluster.in_turn(lambda: run.data.prepare(tokens)).heldout
     else:
-        windows = sources.score(source, tokens, run.data.seq_len)
+        windows = cluster.in_turn(
+            lambda: sources.score(source, tokens, run.data.seq_len)
+        )
     # The last batch is filled up with rows of weight 0, so any layout serves.
     ways = placed.layout.batch_divisor
     batches = eval_batches(

@@ -4,13 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from jaxpar.checkpoint.lock import RunLock
 from jaxpar.checkpoint.run import RunDir, default_dir
-from jaxpar.checkpoint.session import refuse_misfits, report, same_content, train
+from jaxpar.checkpoint.session import agree, held, refuse_misfits, report, train
 from jaxpar.checkpoint.transfer import adopt
 from jaxpar.config import fingerprint
 from jaxpar.data import tokenizer
 from jaxpar.experiment import Finetune, FromSource
+from jaxpar.partition import cluster
 from jaxpar.partition import devices as machine
 from jaxpar.partition.layout import Placed
 from jaxpar.train.state import TrainState, create, fresh
@@ -41,29 +41,25 @@ def main(
         run = dataclasses.replace(run, model=base.model)
     # Everything that can be refused is refused before data is read.
     placed = run.layout.on(machine.choose(run.layout, devices))
-    step = source.pick(step, rule=base.stop)
+    step = cluster.agreed(source.pick(step, rule=base.stop))
     origin = f"{fingerprint(base)}@{step}"
     home = RunDir(run_dir or default_dir(stem, run, start_from=origin))
+    agree(run, home)
     refuse_misfits(run)
     run.recipe().abstract(run.layout)
-    prepared = run.data.prepare(tokenizer.load(source.tokenizer_dir))
+    tokens = tokenizer.load(source.tokenizer_dir)
+    prepared = cluster.in_turn(lambda: run.data.prepare(tokens))
     refuse_misfits(run, prepared)
-    with RunLock(home.path):
-        if home.claim(run, source=experiment):
-            same_content(home, prepared)
-        prepared.tokenizer.save(home.tokenizer_dir)
-        home.write_receipt(
-            layout=run.layout.spelling, data=prepared.description, start_from=origin
-        )
+    with held(run, home, prepared, source=experiment, start_from=origin):
         # Its own checkpoint first, then start_from, then nothing else.
         ended = train(
             run, home, prepared, placed, lambda: start_from(run, base, placed, step)
         )
     report(ended, home, prepared.heldout.xz_nats_per_byte)
     if ended.interrupted:
-        print("The same command goes on from there.")
+        cluster.tell("The same command goes on from there.")
         return STOPPED_ON_REQUEST
-    print(
+    cluster.tell(
         "Next:\n"
         f"  jaxpar evaluate {home.path}\n"
         f'  jaxpar generate {home.path} --prompt "..."'

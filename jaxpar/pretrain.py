@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from jaxpar.checkpoint.lock import RunLock
 from jaxpar.checkpoint.run import RunDir, default_dir
-from jaxpar.checkpoint.session import refuse_misfits, report, same_content, train
+from jaxpar.checkpoint.session import agree, held, refuse_misfits, report, train
 from jaxpar.experiment import Pretrain
+from jaxpar.partition import cluster
 from jaxpar.partition import devices as machine
 from jaxpar.train.state import create
 
@@ -27,26 +27,23 @@ def main(
     """
     stem = experiment.stem if experiment else stem
     home = RunDir(run_dir or default_dir(stem, run))
+    agree(run, home)
     # Everything that can be refused is refused before data is read.
     placed = run.layout.on(machine.choose(run.layout, devices))
     refuse_misfits(run)
     recipe = run.recipe()
     recipe.abstract(run.layout)
-    prepared = run.data.prepare()
+    prepared = cluster.in_turn(run.data.prepare)
     refuse_misfits(run, prepared)
-    with RunLock(home.path):
-        if home.claim(run, source=experiment):
-            same_content(home, prepared)
-        prepared.tokenizer.save(home.tokenizer_dir)
-        home.write_receipt(layout=run.layout.spelling, data=prepared.description)
+    with held(run, home, prepared, source=experiment):
         ended = train(
             run, home, prepared, placed, lambda: create(recipe, placed, seed=run.seed)
         )
     report(ended, home, prepared.heldout.xz_nats_per_byte)
     if ended.interrupted:
-        print("The same command goes on from there.")
+        cluster.tell("The same command goes on from there.")
         return STOPPED_ON_REQUEST
-    print(
+    cluster.tell(
         "Next:\n"
         f"  jaxpar evaluate {home.path}\n"
         f'  jaxpar generate {home.path} --prompt "import "\n'

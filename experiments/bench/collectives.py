@@ -3,7 +3,7 @@
 Counts the collectives in the compiled program, scans times their trips, and puts the
 bytes that each device sends beside what the layout cannot do without.
 
-    python experiments/bench/collectives.py "fsdp=8" "data=4,tensor=2+sp" "data=2,ring=4"
+    python experiments/bench/collectives.py fsdp=8 data=4,tensor=2+sp data=2,ring=4
 """
 
 import collections
@@ -119,9 +119,10 @@ def axes_of(line: str, placed: Placed) -> tuple[str, ...]:
     groups = groups_of(line, math.prod(shape))
     if groups is None:
         pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", line)
-        groups = np.array(
-            [[int(i) for i in p.split(",")] for p in re.findall(r"\{([\d,]+)", pairs[1])]
-        ) if pairs else np.arange(math.prod(shape))[None]  # fmt: skip
+        listed = re.findall(r"\{([\d,]+)", pairs[1]) if pairs else []
+        everyone = np.arange(math.prod(shape))[None]
+        groups = np.array([[int(i) for i in pair.split(",")] for pair in listed])
+        groups = groups if listed else everyone
     places = np.array(np.unravel_index(groups, shape))
     varies = (places != places[:, :, :1]).any(axis=(1, 2))
     return tuple(a for a, v in zip(placed.layout.sizes, varies, strict=True) if v)

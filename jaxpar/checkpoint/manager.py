@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from jaxpar.config import NoUsableCheckpoint, UserError
+from jaxpar.partition import cluster
 
 PARAMS, REST, MEMORY = "params", "rest", "memory"
 CALLED = {PARAMS: "parameters", REST: "optimizer state"}
@@ -30,7 +31,9 @@ class Checkpoints:
         if read_only and not self.directory.is_dir():
             raise UserError(f"{self.directory} holds no checkpoints.")
         if not read_only:
-            _make_ready(self.directory)
+            with cluster.together():
+                if cluster.is_first():
+                    _make_ready(self.directory)
         # Orbax tells on absl's log, at the level of a warning, what it was asked to do.
         logging.getLogger("absl").setLevel(logging.ERROR)
         policies = checkpoint_managers

@@ -11,6 +11,7 @@ import jax
 from jaxpar.checkpoint.run import RunDir
 from jaxpar.config import UserError
 from jaxpar.data import tokenizer
+from jaxpar.partition import cluster
 from jaxpar.partition import devices as machine
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.train.state import Recipe
@@ -51,8 +52,9 @@ def open_run(
     """
     home = RunDir(path)
     experiment = home.open(*classes)
-    step = home.pick(step, rule=experiment.stop)
+    # Orbax starts the backend, after which no devices can be simulated.
     placed = place(experiment.layout, layout, devices)
+    step = cluster.agreed(home.pick(step, rule=experiment.stop))
     recipe = experiment.recipe()
     recipe.abstract(placed.layout)
     checkpoints = home.checkpoints()
@@ -62,7 +64,12 @@ def open_run(
 
 
 def place(own: Layout, asked: Layout | str | None, devices: int | None) -> Placed:
-    """Where to compute: as asked, else as the run did where that fits, else on one."""
+    """Where to compute: as asked, else as the run did where that fits, else on one.
+
+    Several processes compute on all their devices or not at all.
+    """
+    if asked is None and cluster.count() > 1:
+        asked = own
     if asked is not None:
         layout = Layout.parse(asked) if isinstance(asked, str) else asked
         return layout.on(machine.choose(layout, devices, may_idle=True))

@@ -2,18 +2,22 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+from jaxpar.checkpoint.lock import RunLock
 from jaxpar.checkpoint.manager import Checkpoints
 from jaxpar.checkpoint.run import RunDir, read_metrics
-from jaxpar.config import UserError
+from jaxpar.config import UserError, to_json
 from jaxpar.data.pipeline import batches, eval_batches
 from jaxpar.data.prepare import Prepared
 from jaxpar.metrics import sink
 from jaxpar.metrics.flops import model_flops
 from jaxpar.metrics.meter import meter_on
+from jaxpar.partition import cluster
 from jaxpar.partition.layout import Placed
 from jaxpar.train.events import Decide, Evaluate, Log
 from jaxpar.train.loop import History, Wish, fit
@@ -26,17 +30,17 @@ class Save:
 
     def __init__(self, checkpoints: Checkpoints, decide: Decide, *, every: int):
         self._checkpoints, self._decide, self._every = checkpoints, decide, every
-        self._saved = checkpoints.newest()
+        self.saved = cluster.agreed(checkpoints.newest())
 
     def due(self, step: int, history: History) -> bool:
-        if step == self._saved:
+        if step == self.saved:
             return False
         on_schedule = step > 0 and step % self._every == 0
         asked = history.stop is not None or history.best_at == step
         return on_schedule or asked or step == history.num_steps
 
     def run(self, step: int, state: TrainState, history: History) -> Wish:
-        self._saved = step
+        self.saved = step
         self._checkpoints.save(
             step, state, memory=self._decide.memory, best=history.best_at == step
         )
@@ -91,6 +95,41 @@ def same_content(home: RunDir, prepared: Prepared) -> None:
             )
 
 
+def agree(run: Any, home: RunDir) -> None:
+    """Refuses processes that were given different experiments or directories."""
+    told = json.dumps(to_json(run), sort_keys=True).encode()
+    cluster.same(
+        experiment=hashlib.sha256(told).hexdigest()[:16], directory=str(home.path)
+    )
+
+
+@contextlib.contextmanager
+def held(
+    run: Any, home: RunDir, prepared: Prepared, *, source: Path | None, **facts: Any
+) -> Iterator[None]:
+    """The run's directory, locked for one writer: claimed, with its receipt written.
+
+    Process 0 does it for all, and the others look whether they see it.
+    """
+    described = prepared.description
+    cluster.same(data=described["content"], tokenizer=described["tokenizer"])
+    with contextlib.ExitStack() as stack:
+        with cluster.together():
+            if cluster.is_first():
+                stack.enter_context(RunLock(home.path))
+                if home.claim(run, source=source):
+                    same_content(home, prepared)
+                prepared.tokenizer.save(home.tokenizer_dir)
+                home.write_receipt(layout=run.layout.spelling, data=described, **facts)
+        with cluster.together():
+            if not home.exists():
+                raise UserError(
+                    f"{home.path}, which process 0 has made, is not to be seen here; "
+                    "--run-dir must be on a file system that all processes share."
+                )
+        yield
+
+
 def train(
     run: Any,
     home: RunDir,
@@ -102,13 +141,13 @@ def train(
     with contextlib.closing(
         home.checkpoints(keep=run.keep, read_only=False)
     ) as checkpoints:
-        newest, memory = checkpoints.newest(), None
+        newest, memory = cluster.agreed(checkpoints.newest()), None
         if newest is not None:
             memory = checkpoints.memory(newest)
             if why := nothing_left(run, newest, memory):
                 why = f"nothing left to do: {why}"
                 return Ended(newest, why, last_score(home), _best(memory), False)
-            print(f"Resuming {home.path} at step {newest}.")
+            cluster.tell(f"Resuming {home.path} at step {newest}.")
             state, memory = checkpoints.restore(newest, run.recipe().target(placed))
         else:
             state = begin()
@@ -156,7 +195,8 @@ def _fit(run, home, prepared, placed, checkpoints, state, memory) -> Ended:
         )
         step = int(state.step)
         log.run(step, state, history)
-        if history.interrupted and step != checkpoints.newest():
+        # Not what is on the disk: a save that has begun may not be there yet.
+        if history.interrupted and step != save.saved:
             save.run(step, state, history)
         checkpoints.wait()
     best = _best(decide.memory)
@@ -166,7 +206,12 @@ def _fit(run, home, prepared, placed, checkpoints, state, memory) -> Ended:
 
 
 def _writers(stack: contextlib.ExitStack, run: Any, home: RunDir, start: int):
-    """One function that hands a line to every sink; the stack closes them."""
+    """One function that hands a line to every sink; the stack closes them.
+
+    Process 0 alone writes.
+    """
+    if not cluster.is_first():
+        return lambda row: None
     sinks = (
         sink.JsonlSink(home.metrics_path),
         sink.TensorBoardSink(home.tensorboard_dir),
@@ -226,6 +271,8 @@ def last_score(home: RunDir) -> dict[str, float] | None:
 
 def report(ended: Ended, home: RunDir, xz: float | None) -> None:
     """Prints where a run is, why it ended, and how good it is."""
+    if not cluster.is_first():
+        return
     print(f"{home.path} is at step {ended.step}: {ended.reason}.")
     if ended.heldout:
         score = ended.heldout

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Sequence
 
 from jaxpar.cli.verbs import VERBS
-from jaxpar.config import DataWentBad, NoUsableCheckpoint, UserError
+from jaxpar.config import UserError
 
 # What is raised in these has been compiled: the run failed, not the request.
 RUNNING = ("jaxpar.train.loop", "jaxpar.train.evaluate")
@@ -26,12 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     except KeyboardInterrupt:
         print("jaxpar: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _left(INTERRUPTED)
     except Exception as error:
         if "--debug" in args:
             traceback.print_exc()
         print(f"jaxpar: {_cause(error)}", file=sys.stderr)
-        return _status(error)
+        return _left(_status(error))
 
 
 def _dispatch(args: list[str]) -> int | None:
@@ -67,9 +67,18 @@ def _cause(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}"
 
 
+def _left(status: int) -> int:
+    """The status, once the other processes, if there are any, have failed, too."""
+    if "jaxpar.partition.cluster" not in sys.modules:
+        return status
+    from jaxpar.partition import cluster
+
+    return cluster.leave(status)
+
+
 def _status(error: Exception) -> int:
-    if isinstance(error, UserError | DataWentBad | NoUsableCheckpoint):
-        return error.exit_code
+    if (status := getattr(error, "exit_code", None)) is not None:
+        return status
     if not isinstance(error, ValueError | TypeError):
         return FAILED
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))

@@ -27,13 +27,25 @@ class Report(Options):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train(Options):
+class Many(Options):
+    """What says that this is one of many processes, where no environment does."""
+
+    coordinator: str | None = None
+    """HOST:PORT on which process 0 is found; or JAX_COORDINATOR_ADDRESS."""
+    num_processes: int | None = None
+    """How many processes run this command; or JAX_NUM_PROCESSES."""
+    process_id: int | None = None
+    """Which of them this is, from 0; or JAX_PROCESS_ID."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(Many):
     """What `pretrain` takes beside the experiment's own fields."""
 
     run_dir: Path | None = None
     """The run's directory; runs/STEM-FINGERPRINT where none is given."""
     devices: int | None = None
-    """How many CPU devices to simulate."""
+    """How many CPU devices to simulate, over all processes together."""
     compile_cache: Switch = True
     """Compile anew, and keep nothing of it for the next time."""
 
@@ -84,7 +96,7 @@ class Open(Report, Sourced):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate(Open):
+class Evaluate(Open, Many):
     """What `evaluate` takes."""
 
     source: Annotated[str | None, tyro.conf.arg(name="data.source")] = None

@@ -19,6 +19,7 @@ def pretrain(args: list[str]) -> int | None:
 
     asked = _over(options.Train, rest, prog, file, Pretrain)
     _compile_cache(asked.compile_cache)
+    _start(asked)
     from jaxpar import pretrain
 
     return pretrain.main(
@@ -34,6 +35,7 @@ def finetune(args: list[str]) -> int | None:
 
     asked = _over(options.Finetune, rest, prog, file, Finetune)
     _compile_cache(asked.compile_cache)
+    _start(asked)
     from jaxpar import finetune
 
     return finetune.main(
@@ -51,6 +53,7 @@ def evaluate(args: list[str]) -> None:
     prog = "jaxpar evaluate"
     run, rest = first(args, options.Evaluate, prog=prog, what="RUN")
     asked = parse(options.Evaluate, rest, prog=f"{prog} {run}")
+    _start(asked)
     from jaxpar import evaluate
 
     found = evaluate.main(
@@ -73,6 +76,9 @@ def generate(args: list[str]) -> None:
     asked = parse(options.Generate, rest, prog=f"{prog} {run}")
     if bool(asked.prompt) == bool(asked.token_ids):
         raise UserError(f"{prog} needs either --prompt or --token-ids.")
+    from jaxpar.partition import cluster
+
+    cluster.refuse("jaxpar generate", "jaxpar evaluate works on several")
     from jaxpar.generate.answer import main as answer
     from jaxpar.generate.sample import Sampling
 
@@ -179,6 +185,12 @@ def _numbers(text: str | None) -> list[int] | None:
         ) from None
 
 
+def _start(asked: options.Many) -> None:
+    from jaxpar.partition import cluster
+
+    cluster.start(asked.coordinator, asked.num_processes, asked.process_id)
+
+
 def _compile_cache(wanted: bool) -> None:
     if wanted:
         import jax
@@ -189,7 +201,11 @@ def _compile_cache(wanted: bool) -> None:
 
 
 def _tell(found: dict, as_json: bool) -> None:
-    """One JSON object on stdout, or a line for each of its items."""
+    """One JSON object on stdout, or a line for each of its items; by process 0."""
+    from jaxpar.partition import cluster
+
+    if not cluster.is_first():
+        return
     if as_json:
         print(json.dumps(found))
         return

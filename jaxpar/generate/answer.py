@@ -56,7 +56,7 @@ def answer(
     sample = generator(opened, how)
     if not sample.cached:
         print("The model keeps no cache: the prefix is run again.", file=sys.stderr)
-    ways = opened.placed.layout.batch_divisor
+    ways = sample.placed.layout.batch_divisor
     if len(rows) % ways:
         filled = -(-len(rows) // ways) * ways
         print(

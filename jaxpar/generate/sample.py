@@ -68,6 +68,7 @@ class Generator:
     bucket = 16
 
     def __init__(self, recipe: Recipe, placed: Placed, params, *, how: Sampling):
+        placed = placed.for_generation()
         self.placed, self.params, self.how = placed, params, how
         self.limit = recipe.model.max_positions
         anatomy = recipe.anatomy()

@@ -7,12 +7,24 @@ from typing import Any
 
 import jax
 
+from jaxpar.partition import cluster
 from jaxpar.partition.layout import Layout
 
 
 def simulate(n: int) -> None:
-    """Makes a CPU-only machine show n devices; no backend may have started yet."""
-    jax.config.update("jax_num_cpu_devices", n)
+    """Makes CPU-only machines show n devices; no backend may have started yet.
+
+    n counts all processes together, each of which shows its share.
+    """
+    processes = cluster.count()
+    if n % processes:
+        above = n - n % processes + processes
+        near = f"{above - processes} and {above}" if n > processes else f"{above}"
+        raise ValueError(
+            f"{n} simulated devices cannot be shared out evenly among {processes} "
+            f"processes; they can be {near}."
+        )
+    jax.config.update("jax_num_cpu_devices", n // processes)
 
 
 def choose(
@@ -20,8 +32,10 @@ def choose(
 ) -> list[Any]:
     """The devices that a layout runs on; simulated, aloud, where there is only a CPU.
 
-    devices: how many CPU devices to simulate (None: as many as the layout needs).
-    may_idle: whether more visible devices than needed are accepted.
+    devices: how many CPU devices to simulate, over all processes together (None: as
+    many as the layout needs).
+    may_idle: whether more visible devices than needed are accepted; never where there
+    are several processes, since each of them needs devices of the mesh.
     """
     need = layout.n_devices
     if devices is not None and devices < need:
@@ -35,7 +49,9 @@ def choose(
             simulate(devices or need)
     visible = jax.devices()
     if unasked and len(visible) >= need:
-        print(f"No accelerator: simulating {need} devices on the CPU.", file=sys.stderr)
+        cluster.tell(
+            f"No accelerator: simulating {need} devices on the CPU.", file=sys.stderr
+        )
         visible = visible[:need]
     if len(visible) < need:
         raise ValueError(
@@ -43,7 +59,7 @@ def choose(
             "visible. Choose a smaller --layout, or on a CPU restart with --devices "
             f"{need}."
         )
-    if len(visible) > need and not may_idle:
+    if len(visible) > need and (not may_idle or cluster.count() > 1):
         word = next((w for w in ("fsdp", "zero1") if w in layout.spelling), "data")
         raise ValueError(
             f"Layout {layout.spelling} would leave {len(visible) - need} of "

@@ -154,6 +154,14 @@ class Layout:
         (split,) = self.computed.resolve(("batch",))
         return math.prod(self.sizes.get(axis, 1) for axis in split)
 
+    def for_generation(self) -> "Layout":
+        """The same mesh with whole rows: what owned `seq` splits the batch."""
+        owners = tuple(axis for axis in self.computed.seq if isinstance(axis, str))
+        computed = dataclasses.replace(
+            self.computed, batch=self.computed.batch + owners, seq=()
+        )
+        return dataclasses.replace(self, computed=computed, attention="")
+
     def order(self, length: int) -> np.ndarray:
         """Which token of a row stands where, [length]; as it is, or in zigzag.
 
@@ -248,6 +256,10 @@ class Placed:
 
     def sharding(self, names, which: str = "computed") -> NamedSharding:
         return NamedSharding(self.mesh, self.layout.spec(names, which))
+
+    def for_generation(self) -> "Placed":
+        """The same devices with whole rows."""
+        return Placed(self.layout.for_generation(), self.mesh)
 
     @property
     def replicated(self) -> NamedSharding:

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from jaxpar.partition import cluster
+
 
 def evaluate(
     eval_step: Callable[[Any, Any], dict[str, jax.Array]],
@@ -15,13 +17,15 @@ def evaluate(
     """{"loss", "weight"}: sums over every batch, added in float64 on the host.
 
     One batch is in flight at a time: independent programs with collectives, run at
-    once on simulated devices, may wait for each other for ever.
+    once on simulated devices, may wait for each other for ever. Every process gets the
+    sums of process 0, since it will decide by them.
     """
     found = [jax.device_get(eval_step(params, batch)) for batch in batches]
-    return {
+    sums = {
         name: math.fsum(float(sums[name]) for sums in found)
         for name in ("loss", "weight")
     }
+    return cluster.agreed(sums)
 
 
 def summary(totals: dict[str, float], n_bytes: int) -> dict[str, float | None]:

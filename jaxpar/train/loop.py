@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from jaxpar.partition import cluster
 from jaxpar.train.state import NEVER, TrainState
 
 
@@ -111,14 +113,16 @@ def fit(
 
     Events run in their order after each step, which is law: log, evaluate, decide,
     save; at step 0, too, before any step. SIGINT and SIGTERM end it between two steps
-    (`history.interrupted`); a second one does what it did before `fit`.
+    (`history.interrupted`); a second one does what it did before `fit`. Of several
+    processes one that gets a signal is enough: all end at the same step.
     """
     history = history or History()
     step, history.decay_from = map(int, jax.device_get((state.step, state.decay_from)))
     history.num_steps = num_steps
     history.interrupted, history.signal = False, ""
     batches = iter(batches)
-    with _signals(history):
+    many = cluster.count() > 1
+    with _shared_signals(history, step) if many else _signals(history):
         if step == 0:
             state = _happen(events, step, state, history)
         history.start_clock()
@@ -127,6 +131,8 @@ def fit(
             step += 1
             history.keep(step, metrics)
             state = _happen(events, step, state, history)
+            if many and cluster.stop_agreed(step):
+                history.interrupted = True
     return state, history
 
 
@@ -147,6 +153,27 @@ def _happen(events, step: int, state: TrainState, history: History) -> TrainStat
             wish = event.run(step, state, history)
             state = granted(wish, step, state, history)
     return state
+
+
+@contextlib.contextmanager
+def _shared_signals(history: History, step: int) -> Iterator[None]:
+    """Makes SIGTERM and SIGINT a wish of all processes; JAX passes SIGTERM on."""
+    history.signal = signal.SIGTERM.name
+    cluster.heed_signals(step)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
+
+    def pass_on(number, frame):
+        signal.signal(signal.SIGINT, before)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

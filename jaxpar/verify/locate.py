@@ -81,6 +81,8 @@ def _in_order(reference: Reference) -> Iterator[Suspect]:
 
 def _first(part: Part, reference: Reference, computed, order) -> First | None:
     wanted, limits = reference.wanted(part), reference.limits(part)
+    if part is NOTES:
+        wanted = _as_placed(wanted, computed)
     got = part.read(computed)
     largest = sizes(part, wanted)
     found = errors(part, got, wanted)
@@ -100,6 +102,18 @@ def _first(part: Part, reference: Reference, computed, order) -> First | None:
             shard = _coordinates(computed.placed, wrong, devices)
             return First(part.where, path, layer, shard)
     return None
+
+
+def _as_placed(wanted: dict[str, np.ndarray], computed) -> dict[str, np.ndarray]:
+    """One device's activations, their tokens in the order in which a layout has them."""
+    T = computed.run.data.seq_len
+    order = computed.layout.order(T)
+
+    def placed(name: str, x: np.ndarray) -> np.ndarray:
+        axis = 2 if name.startswith(STACK) else 1
+        return np.take(x, order, axis) if x.shape[axis : axis + 1] == (T,) else x
+
+    return {name: placed(name, x) for name, x in wanted.items()}
 
 
 def _fits(error: float, limit: float) -> bool:

@@ -14,7 +14,7 @@ from jaxpar.data.pipeline import eval_batches
 from jaxpar.generate.logits import logits_of
 from jaxpar.generate.sample import Generator, Sampling
 from jaxpar.optim.schedule import NEVER
-from jaxpar.partition.layout import Layout, Lent, Placed
+from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.place import recording, under
 from jaxpar.train.objective import Objective, Sums
 from jaxpar.train.state import create
@@ -160,7 +160,7 @@ class Computed:
 
     @part
     def _to_generate(self):
-        placed = _on(for_generation(self.layout))
+        placed = self.placed.for_generation()
         return placed, _put(self.params, self.recipe.target(placed).params)
 
 
@@ -175,15 +175,6 @@ class Noted(Objective):
             sums = self.inner(model, batch, keys)
         found = {f"{i:04} {name}": x for i, (name, x) in enumerate(notes.found.items())}
         return sums._replace(metrics=found)
-
-
-def for_generation(layout: Layout) -> Layout:
-    """The layout with whole rows: what owned `seq` splits the batch."""
-    owners = tuple(axis for axis in layout.computed.seq if not isinstance(axis, Lent))
-    computed = dataclasses.replace(
-        layout.computed, batch=layout.computed.batch + owners, seq=()
-    )
-    return dataclasses.replace(layout, computed=computed)
 
 
 def moments(run: Computed) -> dict[str, Any]:

@@ -23,12 +23,7 @@ LAYOUTS = (
     "fsdp=4,tensor=2",
     "zero1=8",
     "replica=2,fsdp=4",
-    "data=4,tensor=2+sp",
-    "data=2,context=4",
-    "data=2,ring=4",
-    "data=2,ulysses=4",
     "fsdp=2,ring=2,tensor=2+sp",
-    "zero1=2,ulysses=2,tensor=2",
 )
 B, T = 8, 24
 GPT = dataclasses.replace(

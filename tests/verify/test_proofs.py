@@ -20,13 +20,30 @@ LAYOUTS = (
     "fsdp=8",
     "tensor=8",
     "data=4,tensor=2",
+    "data=4,tensor=2+sp",
     "replica=2,fsdp=2,tensor=2",
+    "data=2,context=4",
+    "data=2,ring=4",
+    "data=2,ulysses=4",
+    "fsdp=2,context=2,tensor=2",
+    "fsdp=2,ring=2,tensor=2+sp",
+    "zero1=2,ulysses=2,tensor=2",
 )
-ALONE = ("data=8",)
+# The other form of each layout is proven by `pytest -m slow`.
+EVERYDAY = {("gpt", text) for text in LAYOUTS[::4]} | {
+    ("llama", text) for text in LAYOUTS[2::4]
+}
+ALONE = ("data=8", "data=2,context=4", "data=2,ring=4", "data=2,ulysses=4")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("form", RUNS)
+def cases():
+    for form in RUNS:
+        for text in LAYOUTS:
+            marks = () if (form, text) in EVERYDAY else pytest.mark.slow
+            yield pytest.param(form, text, marks=marks, id=f"{form}-{text}")
+
+
+@pytest.mark.parametrize("form, layout", cases())
 def test_a_layout_computes_what_one_device_does(form, layout, references):
     proof = prove(references[form], layout)
     assert proof.passed, f"\n{proof}"
