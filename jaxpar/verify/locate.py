@@ -105,7 +105,7 @@ def _first(part: Part, reference: Reference, computed, order) -> First | None:
 
 
 def _as_placed(wanted: dict[str, np.ndarray], computed) -> dict[str, np.ndarray]:
-    """One device's activations, their tokens in the order in which a layout has them."""
+    """One device's activations, with their tokens in a layout's order."""
     T = computed.run.data.seq_len
     order = computed.layout.order(T)
 
