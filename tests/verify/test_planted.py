@@ -15,9 +15,9 @@ import pytest
 from jaxpar.cli import main
 from jaxpar.generate import sample
 from jaxpar.models import decoder
-from jaxpar.nn import attention, dense, mlp, norm, param
+from jaxpar.nn import attention, dense, kernel, mlp, norm, param
 from jaxpar.optim import optimizer
-from jaxpar.partition.place import current, gather, local
+from jaxpar.partition.place import Together, current, gather, local
 from jaxpar.train import loss, objective
 from jaxpar.verify import Reference, assert_same
 from jaxpar.verify.parts import PARTS, TOKENS
@@ -146,7 +146,38 @@ def one_copy_is_wrong(w):
     return door(gather(w))
 
 
+def off_by_one_block(self, x):
+    """Keys and values go one block further round the ring than their places."""
+    moved = PERMUTE(self, x)
+    if len(x) != 4:
+        return moved
+    return (*PERMUTE(self, moved[:2]), *moved[2:])
+
+
+PERMUTE = Together.permute
+
+
+class Ahead(kernel.Tiled):
+    """On the second piece of the sequence each query sees one key too many."""
+
+    def forward(self, q, k, v, where, where_k):
+        with contextlib.suppress(NameError):
+            second = jax.lax.axis_index("context") == 1
+            where = where._replace(positions=where.positions + second)
+        return super().forward(q, k, v, where, where_k)
+
+
 PLANTED = {
+    "a ring off by one block": (
+        (Together, "permute", off_by_one_block),
+        "data=2,ring=4",
+        ("forward", "layers/attn/mixed", 0, None, "context"),
+    ),
+    "a wrong causal offset on one shard": (
+        (attention, "Tiled", Ahead),
+        "data=2,context=2",
+        ("forward", "layers/attn/mixed", 0, {"context": 1}, "context"),
+    ),
     "mean of per-shard means": (
         (objective, "chunked_loss", mean_of_means),
         "data=4",
