@@ -101,6 +101,12 @@ def groups_of(line: str, n_devices: int) -> np.ndarray | None:
     if listed := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line):
         rows = re.findall(r"\{([\d,]+)\}", listed[1])
         return np.array([[int(i) for i in row.split(",")] for row in rows])
+    if named := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
+        mesh = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        over = [list(mesh).index(axis) for axis in re.findall(r"'(\w+)'", named[2])]
+        ids = np.arange(n_devices).reshape([int(size) for size in mesh.values()])
+        moved = np.moveaxis(ids, over, range(-len(over), 0))
+        return moved.reshape(-1, math.prod(ids.shape[i] for i in over))
     iota = re.search(
         r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line
     )
@@ -194,9 +200,14 @@ def least(placed: Placed) -> dict[tuple[str, ...], float]:
         passes = 5 if "+sp" in layout.spelling else 4
         each = rows * (tensor - 1) / tensor
         need[("tensor",)] += 2 * L * passes * each
+    keys = 2 * rows / tensor
     if layout.attention == "ring":
-        keys = 2 * rows / tensor
         need[("context",)] += L * keys * (2 * (context - 1) + context)
+    elif layout.attention == "context":
+        need[("context",)] += L * keys * 2 * (context - 1)
+    elif layout.attention == "ulysses":
+        # Queries, keys and values there, the result back; the same backward.
+        need[("context",)] += L * 2 * (2 * keys) * (context - 1) / context
     return need
 
 
@@ -214,12 +225,11 @@ def report(text: str) -> None:
     print(f"{'axes':16}{'kind':20}{'count':>7}{'MB sent':>10}")
     for (axes, kind), (count, size) in sorted(table.items()):
         print(f"{'+'.join(axes):16}{kind:20}{count:7}{size / 1e6:10.3f}")
-    need = least(placed)
-    for axes in sorted({axes for axes, _ in table} | set(need)):
-        total = sum(size for (found, _), (_, size) in table.items() if found == axes)
-        if need.get(axes):
-            print(f"{'+'.join(axes):16}sent {total / 1e6:.3f} MB, at least "
-                  f"{need[axes] / 1e6:.3f} MB: {total / need[axes]:.2f}")  # fmt: skip
+    need = sum(least(placed).values())
+    total = sum(size for _, size in table.values())
+    print(
+        f"sent {total / 1e6:.3f} MB, at least {need / 1e6:.3f} MB: {total / need:.2f}"
+    )
 
 
 def main() -> None:
