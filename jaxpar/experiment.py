@@ -83,7 +83,7 @@ def check_schedule(run: Any) -> None:
     for name in ("num_steps", "microbatches", "eval_every", "save_every", "log_every"):
         if getattr(run, name) < 1:
             raise ValueError(f"{name}={getattr(run, name)}; it must be 1 or more.")
-    run.layout.order(run.data.seq_len)
+    run.layout.order(run.data.seq_len)  # refuses a length that its pieces do not divide
     split = run.layout.batch_divisor * run.microbatches
     if run.data.batch_size % split:
         near = max(split, run.data.batch_size // split * split)

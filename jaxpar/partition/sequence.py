@@ -71,11 +71,12 @@ def _check_heads(layout, *heads: int) -> None:
     ways = layout.sizes["context"] * layout.sizes.get("tensor", 1)
     for n in heads:
         if n % ways:
+            below = n - n % ways
+            near = f"numbers are {below} and {below + ways}" if below else f"is {ways}"
             raise UserError(
                 f"Layout {layout.spelling}: ulysses splits heads, and {n} heads are "
-                f"not divisible by {ways}; the nearest legal numbers are "
-                f"{max(ways, n // ways * ways)} and {(n // ways + 1) * ways}. "
-                "ring and context split no heads."
+                f"not divisible by {ways}; the nearest legal {near}. ring and context "
+                "split no heads."
             )
 
 
