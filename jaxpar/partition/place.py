@@ -262,7 +262,8 @@ def local(f: Callable, in_axes, out_axes, *, over: str) -> Callable:
         return lambda *arrays: f(Together(()), *arrays)
 
     def is_names(value) -> bool:
-        return isinstance(value, tuple) and all(isinstance(v, str) for v in value)
+        named = isinstance(value, tuple)
+        return named and all(v is None or isinstance(v, str) for v in value)
 
     beside = (*in_axes, *jax.tree.leaves(out_axes, is_leaf=is_names))
     (axes,) = layout.split((over,), "computed", beside)

@@ -280,7 +280,17 @@ def test_a_bug_outside_the_gradient_is_found_where_it_is(where, later, monkeypat
     assert first is not None and (first.where, first.axis) == (where, "data")
 
 
-@pytest.mark.parametrize("bug", PLANTED)
+# The others are planted by `pytest -m slow`.
+EVERYDAY = ("a missing psum", "a gradient averaged twice", "a ring off by one block")
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        pytest.param(bug, marks=() if bug in EVERYDAY else pytest.mark.slow)
+        for bug in PLANTED
+    ],
+)
 def test_a_planted_bug_is_found_and_located(bug, small, monkeypatch):
     (place, name, wrong), layout, expected = PLANTED[bug]
     monkeypatch.setattr(place, name, wrong)
