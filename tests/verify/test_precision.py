@@ -15,6 +15,7 @@ from tests.verify.test_planted import averaged_twice
 MODEL = dataclasses.replace(LLAMA, n_layers=2, max_positions=16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compute", ["bfloat16", "float32"])
 def test_rounding_passes_and_a_bug_does_not(compute, monkeypatch):
     run = dataclasses.replace(

@@ -33,7 +33,12 @@ LAYOUTS = (
 EVERYDAY = {("gpt", text) for text in LAYOUTS[::4]} | {
     ("llama", text) for text in LAYOUTS[2::4]
 }
-ALONE = ("data=8", "data=2,context=4", "data=2,ring=4", "data=2,ulysses=4")
+ALONE = (
+    "data=8",
+    "data=2,ring=4",
+    pytest.param("data=2,context=4", marks=pytest.mark.slow),
+    pytest.param("data=2,ulysses=4", marks=pytest.mark.slow),
+)
 
 
 def cases():
