@@ -144,7 +144,7 @@ def together() -> Iterator[None]:
     failed = None
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # Whatever it is, the others must hear of it.
         failed = error
     client, here = _client(), f"jaxpar/{next(_rounds)}"
     if failed is not None:
@@ -189,7 +189,7 @@ def leave(status: int) -> int:
         sys.stderr.flush()
         try:
             _client().wait_at_barrier("jaxpar/leave", LEAVE_SECONDS * 1000)
-        except Exception:
+        except Exception:  # The others are gone, whatever the client calls that.
             os._exit(status)
     return status
 
