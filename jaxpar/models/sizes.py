@@ -42,6 +42,7 @@ def llama(
     max_positions: int,
     qk_norm: NormConfig = PLAIN,
     tied: bool = False,
+    dropout: float = 0.0,
 ) -> DecoderConfig:
     """Llama's form: rotary positions, RMSNorm, SwiGLU, grouped queries, no biases."""
     return DecoderConfig(
@@ -58,6 +59,7 @@ def llama(
         norm=RMSNorm(),
         max_positions=max_positions,
         tied=tied,
+        dropout=dropout,
     )
 
 
