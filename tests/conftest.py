@@ -1,7 +1,8 @@
 """Eight simulated devices, strict shapes, and a cache of the tests' own.
 
-Everyday tests compile fast rather than for speed. Laws on equal bits hold for the code
-that people run: they are marked slow, and `pytest -m slow` compiles as usual.
+Everyday tests and proofs compile fast rather than for speed. Laws on equal bits hold
+for the code that people run: they are marked slow, and `pytest -m slow` compiles as
+usual.
 """
 
 import os
@@ -11,15 +12,17 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
+from tests.flags import FAST
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config):
     """Chooses how hard XLA tries, before any backend starts."""
-    if config.getoption("markexpr") == "not slow":
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
+    proofs = all("tests/verify" in path for path in config.args)
+    if config.getoption("markexpr") == "not slow" or proofs:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST}"
 
 
 @pytest.fixture(scope="session", autouse=True)

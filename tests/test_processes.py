@@ -25,6 +25,7 @@ from jaxpar.checkpoint.run import RunDir, read_metrics
 from jaxpar.config import UserError
 from jaxpar.data import pipeline
 from jaxpar.partition import cluster, devices
+from tests.flags import FAST
 
 CHILD = str(Path(__file__).parent / "one_process.py")
 GIVE_UP = 180  # Seconds; two cores may be busy.
@@ -42,7 +43,7 @@ def started(folder: Path, n: int, *words: str, own=lambda i: (), **env: str):
     """n processes of one command; own(i): what only process i is given."""
     port, children = free_port(), []
     # No law on equal bits here, so they compile fast.
-    env = {"XLA_FLAGS": "--xla_backend_optimization_level=0", **env}
+    env = {"XLA_FLAGS": FAST, **env}
     env = {**os.environ, **env, "PYTHONPATH": os.pathsep.join(sys.path)}
     try:
         for i in range(n):

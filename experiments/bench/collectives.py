@@ -101,22 +101,28 @@ def groups_of(line: str, n_devices: int) -> np.ndarray | None:
     if listed := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line):
         rows = re.findall(r"\{([\d,]+)\}", listed[1])
         return np.array([[int(i) for i in row.split(",")] for row in rows])
-    if named := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
+    if named := re.search(
+        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}", line
+    ):
         mesh = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
-        over = [list(mesh).index(axis) for axis in re.findall(r"'(\w+)'", named[2])]
-        ids = np.arange(n_devices).reshape([int(size) for size in mesh.values()])
+        over = [list(mesh).index(axis) for axis in re.findall(r"'(\w+)'", named[3])]
+        ids = _iota(named[2]) if named[2] else np.arange(n_devices)
+        ids = ids.reshape([int(size) for size in mesh.values()])
         moved = np.moveaxis(ids, over, range(-len(over), 0))
         return moved.reshape(-1, math.prod(ids.shape[i] for i in over))
-    iota = re.search(
-        r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line
-    )
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", line)
     if not iota:
         return None
-    shape, dims = ([int(i) for i in iota[k].split(",")] for k in (1, 2))
-    ids = np.arange(n_devices).reshape(dims)
-    if iota[3]:
-        ids = ids.transpose([int(i) for i in iota[3].split(",")])
-    return ids.reshape(shape)
+    return _iota(iota[2]).reshape([int(i) for i in iota[1].split(",")])
+
+
+def _iota(text: str) -> np.ndarray:
+    """Device numbers as XLA writes them: "[4,2]T(1,0)" counts, then transposes."""
+    dims, _, turned = text.partition("T")
+    shape = [int(i) for i in re.findall(r"\d+", dims)]
+    ids = np.arange(math.prod(shape)).reshape(shape)
+    order = [int(i) for i in re.findall(r"\d+", turned)]
+    return ids.transpose(order) if order else ids
 
 
 def axes_of(line: str, placed: Placed) -> tuple[str, ...]:
@@ -211,7 +217,8 @@ def least(placed: Placed) -> dict[tuple[str, ...], float]:
     return need
 
 
-def report(text: str) -> None:
+def report(text: str) -> float:
+    """Prints the table of a layout; how many times the least it sends."""
     program, placed = compiled(text)
     table: dict[tuple, list[float]] = collections.defaultdict(lambda: [0, 0])
     for each in collectives(program, placed):
@@ -230,6 +237,7 @@ def report(text: str) -> None:
     print(
         f"sent {total / 1e6:.3f} MB, at least {need / 1e6:.3f} MB: {total / need:.2f}"
     )
+    return total / need
 
 
 def main() -> None:

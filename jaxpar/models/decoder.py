@@ -181,11 +181,8 @@ class Decoder(nnx.Module):
 
     def unembed(self, x: jax.Array) -> jax.Array:
         """Logits [B, T, V], not narrower than single precision; padding is -inf."""
-        if self.config.tied:
-            w = self.embedding[...].T
-            logits = project(x, w, ("embed", "vocab"), 1)
-        else:
-            logits = project(x, self.unembedding[...], ("embed", "vocab"), 1)
+        w = self.embedding[...].T if self.config.tied else self.unembedding[...]
+        (logits,) = project(x, ("batch", "seq"), [w], [("embed", "vocab")])
         logits = constrain(wide(logits), "batch", "seq", "vocab")
         real = jnp.arange(logits.shape[-1]) < self.config.vocab_size
         return jnp.where(real[None, None], logits, -jnp.inf)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 from flax import nnx
 
-from jaxpar.nn.dense import dense, plus
+from jaxpar.nn.dense import dense, dense_each, plus
 from jaxpar.nn.kernel import Tiled
 from jaxpar.nn.norm import NormConfig
 from jaxpar.nn.param import constant, fan_in, param
@@ -99,17 +99,18 @@ class Attention(nnx.Module):
         remembered: Remembered | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
         config = self.config
-        q_BTNH = dense("BTD,DNH->BTNH", x, self.w_q)
-        k_BTKH = dense("BTD,DKH->BTKH", x, self.w_k)
-        v_BTKH = dense("BTD,DKH->BTKH", x, self.w_v)
+        q_BTNH, k_BTKH, v_BTKH = dense_each(
+            x,
+            ("BTD,DNH->BTNH", self.w_q),
+            ("BTD,DKH->BTKH", self.w_k),
+            ("BTD,DKH->BTKH", self.w_v),
+        )
         if config.bias:
             q_BTNH = plus(q_BTNH, self.b_q)
             k_BTKH = plus(k_BTKH, self.b_k)
             v_BTKH = plus(v_BTKH, self.b_v)
-        q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
-        if config.rope_theta:
-            q_BTNH = rotate(q_BTNH, where.positions, config.rope_theta)
-            k_BTKH = rotate(k_BTKH, where.positions, config.rope_theta)
+        q_BTNH = self._by_heads(q_BTNH, self.q_norm, where, "heads")
+        k_BTKH = self._by_heads(k_BTKH, self.k_norm, where, "kv_heads")
         where_k = None
         if cache is not None and remembered is not None:
             cache = LayerCache(
@@ -123,6 +124,13 @@ class Attention(nnx.Module):
         if config.bias:
             out = plus(out, self.b_o)
         return note("attn/out", constrain(out, "batch", "seq", "embed")), cache
+
+    def _by_heads(self, x, norm, where: Places, heads: str) -> jax.Array:
+        """Queries or keys, normed and rotated, and still split by heads."""
+        x = norm(x)
+        if self.config.rope_theta:
+            x = rotate(x, where.positions, self.config.rope_theta)
+        return constrain(x, "batch", "seq", heads, "head_dim")
 
 
 def _written(old: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:

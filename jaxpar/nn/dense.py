@@ -1,5 +1,6 @@
 """Multiplying activations with a parameter, the one way it is done."""
 
+import functools
 import math
 
 import jax
@@ -8,69 +9,136 @@ from flax import nnx
 
 from jaxpar.nn.param import wide
 from jaxpar.partition.place import (
+    constrain,
     fetch,
     gather,
     names_of,
     precision,
     seq_is_whole,
     spread,
+    ways,
 )
+
+# What the letters of an activation's rows are named; others are the compiler's.
+ROWS = {"B": "batch", "T": "seq"}
 
 
 def dense(spec: str, x: jax.Array, w: nnx.Param) -> jax.Array:
     """An einsum such as "BTD,DNH->BTNH" of an activation and a parameter.
 
-    The spec's contracted letters stand last in x and first in w. The weight is
-    gathered and cast here; its gradient is made, and reduced over devices, in
-    `precision.reduce`, whatever the type of the computation.
+    The spec's contracted letters stand last in x and first in w; B and T are the batch
+    and the sequence. The weight is gathered and cast here; its gradient is made, and
+    reduced over devices, in `precision.reduce`, whatever the type of the computation.
     """
+    (y,) = dense_each(x, (spec, w))
+    return y
+
+
+def dense_each(x: jax.Array, *products: tuple[str, nnx.Param]) -> list[jax.Array]:
+    """`dense` of one activation with several parameters: pairs (spec, w).
+
+    Its gradient is summed over them before it is reduced over devices: once, and not
+    once for each.
+    """
+    rows = [_rows(spec) for spec, _ in products]
+    if len(set(rows)) > 1:
+        raise ValueError("dense_each: products contract different letters of x.")
+    ws = [w[...] for _, w in products]
+    return project(x, rows[0], ws, [names_of(w) for _, w in products])
+
+
+def _rows(spec: str) -> tuple:
+    """The names of the axes of x that an einsum leaves alone."""
     left, right, out = spec.replace("->", ",").split(",")
     n = sum(letter in left for letter in right)
     if left[-n:] != right[:n] or left[:-n] + right[n:] != out:
         raise ValueError(f"dense({spec!r}): contract x's last letters with w's first.")
-    return project(x, w[...], names_of(w), n)
+    return tuple(ROWS.get(letter, ...) for letter in left[:-n])
 
 
-def project(x: jax.Array, w: jax.Array, names, n: int) -> jax.Array:
-    """Contracts the last n axes of x with the first n of w, as matrices."""
-    kind = precision()
-    compute = jnp.dtype(kind.compute)
-    x_type = x.dtype
-    inner, outer = w.shape[:n], w.shape[n:]
-    rows, matrix = x.shape[:-n], (math.prod(inner), math.prod(outer))
-    # Two dimensions are faster; to flatten a split sequence would be to gather it.
-    kept = (-1,) if seq_is_whole() else rows
-    over = tuple(range(len(kept)))
+def project(x: jax.Array, rows, ws, names) -> list[jax.Array]:
+    """Contracts the axes of x behind `rows` with the first of each of ws, as matrices.
 
-    def flat(x, width):
-        return x.astype(compute).reshape(*kept, width)
-
-    def weight(w):
-        return fetch(w, names, compute).reshape(matrix)
+    rows are names of axes of x, names those of each of ws.
+    """
+    by = [Product(x, rows, each) for each in names]
 
     @jax.custom_vjp
-    def product(x, w):
-        y = jnp.tensordot(flat(x, matrix[0]), weight(w), 1)
-        return y.reshape(*rows, *outer)
+    def products(x, ws):
+        return [each.forward(x, w) for each, w in zip(by, ws, strict=True)]
 
-    def forward(x, w):
-        return product(x, w), (x, w)
+    def backward(saved, grads):
+        x, ws = saved
+        grads = [each.placed(grad) for each, grad in zip(by, grads, strict=True)]
+        shares = {}
+        for each, grad, w in zip(by, grads, ws, strict=True):
+            share = each.share(grad, w)
+            n = len(share)
+            shares[n] = shares[n] + share if n in shares else share
+        dx = functools.reduce(jnp.add, (each.sum(0) for each in shares.values()))
+        dx = constrain(dx.reshape(x.shape).astype(x.dtype), *rows, *by[0].inner)
+        return dx, [g.own(x, *of) for g, *of in zip(by, grads, ws, strict=True)]
 
-    def backward(kept, grad):
-        x, w = kept
-        grad = flat(grad, matrix[1])
-        dx = jnp.tensordot(grad, weight(w).T, 1)
+    products.defvjp(lambda x, ws: (products(x, ws), (x, ws)), backward)
+    return products(x, list(ws))
+
+
+class Product:
+    """One activation times one parameter, and what either's gradient needs."""
+
+    def __init__(self, x: jax.Array, rows: tuple, names: tuple):
+        self.kind, self.rows, self.names = precision(), rows, names
+        self.compute = jnp.dtype(self.kind.compute)
+        n = x.ndim - len(rows)
+        self.inner, self.outer = names[:n], names[n:]
+        self.width = math.prod(x.shape[-n:])
+        # Two dimensions are faster; to flatten a split sequence would be to gather it.
+        self.flattens = seq_is_whole()
+        self.shape = x.shape[:-n]
+        self.kept = (math.prod(self.shape),) if self.flattens else self.shape
+
+    def forward(self, x, w):
+        y = jnp.tensordot(self._used(x), self._weight(w), 1)
+        return self.placed(y.reshape(*self.shape, *w.shape[len(self.inner) :]))
+
+    def placed(self, y):
+        return constrain(y, *self.rows, *self.outer)
+
+    def share(self, grad, w):
+        """[shards, rows, width]: what each shard of w's outer axis adds to dx.
+
+        With an axis of its own, it is not reduced before all parameters' are added.
+        """
+        first = self.outer[0]
+        grad = self._flat(grad, ways(first), -1)
+        w = self._weight(w).reshape(self.width, ways(first), -1)
+        n = len(self.kept)
+        dx = jax.lax.dot_general(grad, w, (((n + 1,), (2,)), ((n,), (1,))))
+        rows = self.rows[:1] if self.flattens else self.rows
+        return constrain(dx, first, *rows, self.inner[0])
+
+    def own(self, x, grad, w):
+        """The gradient of the parameter."""
+        over = tuple(range(len(self.kept)))
         dw = jnp.tensordot(
-            flat(x, matrix[0]),
-            grad,
+            self._used(x),
+            self._flat(grad, -1),
             (over, over),
-            preferred_element_type=jnp.dtype(kind.reduce),
+            preferred_element_type=jnp.dtype(self.kind.reduce),
         )
-        dw = spread(dw.reshape(w.shape), names)
-        return dx.reshape(x.shape).astype(x_type), dw
+        return spread(dw.reshape(w.shape), self.names)
 
-    product.defvjp(forward, backward)
-    return product(x, w)
+    def _used(self, x):
+        """x where it meets the parameter, as matrix rows."""
+        beside = [tuple(name for name in (*self.rows, *self.outer) if name is not ...)]
+        x = constrain(x, *self.rows, *self.inner, beside=beside)
+        return self._flat(x, self.width)
+
+    def _weight(self, w):
+        return fetch(w, self.names, self.compute).reshape(self.width, -1)
+
+    def _flat(self, x, *widths):
+        return x.astype(self.compute).reshape(*self.kept, *widths)
 
 
 def plus(x: jax.Array, b: nnx.Param) -> jax.Array:

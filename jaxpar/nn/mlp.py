@@ -5,7 +5,7 @@ import dataclasses
 import jax
 from flax import nnx
 
-from jaxpar.nn.dense import dense, plus
+from jaxpar.nn.dense import dense, dense_each, plus
 from jaxpar.nn.param import constant, fan_in, param, wide
 from jaxpar.partition.place import constrain, note
 
@@ -48,12 +48,12 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         act = ACTIVATIONS[self.config.activation]
-        up_BTF = dense("BTD,DF->BTF", x, self.w_up)
+        into = [self.w_up, self.w_gate] if self.config.gated else [self.w_up]
+        up_BTF, *gate = dense_each(x, *(("BTD,DF->BTF", w) for w in into))
         if self.config.bias:
             up_BTF = plus(up_BTF, self.b_up)
-        if self.config.gated:
-            gate_BTF = dense("BTD,DF->BTF", x, self.w_gate)
-            hidden_BTF = act(wide(gate_BTF)).astype(x.dtype) * up_BTF
+        if gate:
+            hidden_BTF = act(wide(gate[0])).astype(x.dtype) * up_BTF
         else:
             hidden_BTF = act(wide(up_BTF)).astype(x.dtype)
         hidden_BTF = constrain(hidden_BTF, "batch", "seq", "mlp")

@@ -5,10 +5,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxpar.partition.mesh import mesh
 from jaxpar.partition.rules import MESH_AXES, Lent, Rule, Rules, lent
 
 __all__ = ["Layout", "Lent", "Placed", "Rules", "lent"]
@@ -103,14 +103,7 @@ class Layout:
                 f"Layout {self.spelling} needs {self.n_devices} devices; it was given "
                 f"{len(devices)}."
             )
-        names = tuple(self.sizes)
-        mesh = jax.make_mesh(
-            tuple(self.sizes.values()),
-            names,
-            axis_types=(AxisType.Auto,) * len(names),
-            devices=tuple(devices),
-        )
-        return Placed(self, mesh)
+        return Placed(self, mesh(self.sizes, devices))
 
     def split(
         self, names: Sequence[str | None], which: str, beside=()

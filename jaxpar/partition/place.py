@@ -5,6 +5,7 @@ import contextvars
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from types import EllipsisType
 
 import jax
 import jax.numpy as jnp
@@ -88,14 +89,25 @@ def precision() -> Precision:
     return _frame.value.precision if _frame.value else Precision()
 
 
-def constrain(x: jax.Array, *names: str | None, which: str = "computed") -> jax.Array:
-    """Places an array as the layout says for the names of its axes."""
+def constrain(
+    x: jax.Array, *names: str | None | EllipsisType, which="computed", beside=()
+) -> jax.Array:
+    """Places an array as the layout says for the names of its axes.
+
+    An axis named `...` stays where the compiler puts it. beside: names of arrays that
+    are used together with this one, so that they must be split alike (Rules.resolve).
+    """
     layout = current().layout
     if layout is None:
         return x
     if len(names) != x.ndim:
         raise ValueError(f"Array of shape {x.shape} was given the axes {names}.")
-    return jax.lax.with_sharding_constraint(x, layout.spec(names, which))
+    dims = layout.spec([None if n is ... else n for n in names], which, beside)
+    dims = [
+        PartitionSpec.UNCONSTRAINED if name is ... else dim
+        for name, dim in zip(names, (*dims, *(None,) * x.ndim), strict=False)
+    ]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*dims))
 
 
 def share_out(x: jax.Array, *names: str | None, over: str) -> jax.Array:
@@ -155,6 +167,15 @@ def seq_is_whole() -> bool:
     """Whether no device holds only a part of the sequence."""
     layout = _frame.value.layout if _frame.value else None
     return layout is None or layout.split(("seq",), "computed") == ((),)
+
+
+def ways(name: str | None) -> int:
+    """Into how many pieces a named axis of a parameter is split where it computes."""
+    layout = _frame.value.layout if _frame.value else None
+    if layout is None:
+        return 1
+    (axes,) = layout.split((name,), "computed")
+    return math.prod(layout.sizes[axis] for axis in axes)
 
 
 def order(length: int) -> jax.Array:

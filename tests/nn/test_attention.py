@@ -89,6 +89,35 @@ def test_a_split_sequence_is_the_whole_one(text):
             np.testing.assert_allclose(a[:, order], b, rtol=1e-12, atol=1e-13)
 
 
+def temporary(text, T, tile=2**14):
+    """Bytes of scratch on each device for attention and its gradients, compiled."""
+    placed = Layout.parse(text).on(jax.devices()[: Layout.parse(text).n_devices])
+
+    def total(q, k, v, where):
+        return jnp.sum(over_seq(Tiled(tile=tile), q, k, v, where))
+
+    def grads(*args):
+        with under(placed):
+            return jax.grad(total, (0, 1, 2))(*args)
+
+    by_heads = placed.sharding(("batch", "seq", "heads", "head_dim"))
+    heads = jax.ShapeDtypeStruct((1, T, 2, 16), jnp.float32, sharding=by_heads)
+    place = jax.ShapeDtypeStruct(
+        (1, T), jnp.int32, sharding=placed.sharding(("batch", "seq"))
+    )
+    compiled = jax.jit(grads).lower(heads, heads, heads, Places(place, place))
+    return compiled.compile().memory_analysis().temp_size_in_bytes
+
+
+def test_a_rings_memory_is_linear_in_the_piece_of_a_device():
+    one, two, four = (temporary("ring=4", T) for T in (4096, 8192, 16384))
+    assert one < two < 2.1 * one and two < four < 2.1 * two
+    # Longer by as many devices as it is split over: the same on each of them.
+    assert temporary("ring=8", 8192) < 1.05 * one
+    # Without tiles it holds the square of a piece, and the law would see it.
+    assert temporary("ring=4", 8192, 2**30) > 3 * temporary("ring=4", 4096, 2**30)
+
+
 def test_a_query_looks_back_in_its_own_document_and_window_only():
     where = Places(jnp.asarray([[0, 1, 2, 0, 1]]), jnp.asarray([[1, 1, 1, 2, 2]]))
     assert may_look(where, where)[0].astype(int).tolist() == [

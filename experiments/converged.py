@@ -1,0 +1,44 @@
+"""Does training end where going on is not worth it? A model of 0.2 M parameters.
+
+It predicts bytes at a rate that holds until the held-out loss has converged at that
+rate, and then falls to zero. LOG.md has three runs: this one, one that must not stop
+too early, and one that over-fits.
+
+    jaxpar pretrain experiments/converged.py
+"""
+
+from jaxpar.data.source import Text
+from jaxpar.data.tokenizer import Bytes
+from jaxpar.experiment import Pretrain
+from jaxpar.models import sizes
+from jaxpar.optim.optimizer import AdamW
+from jaxpar.partition.layout import Layout
+from jaxpar.train.converge import Converged
+
+run = Pretrain(
+    model=sizes.llama(
+        vocab_size=259,
+        n_layers=2,
+        d_embed=64,
+        n_heads=4,
+        n_kv_heads=4,
+        d_mlp=192,
+        max_positions=128,
+        tied=True,
+    ),
+    data=Text("stdlib", tokenizer=Bytes(), seq_len=128, batch_size=16),
+    optim=AdamW(
+        peak_lr=0.01,
+        warmup_steps=50,
+        stable_steps=20_000,
+        decay_steps=500,
+        final_lr=0.0,
+        decay_shape="linear",
+    ),
+    layout=Layout.parse("data=1"),
+    stop=Converged(),
+    num_steps=20_550,
+    eval_every=250,
+    save_every=1000,
+    log_every=100,
+)
