@@ -1,10 +1,9 @@
-"""Does training end where going on is not worth it? A model of 0.2 M parameters.
+"""Does training end where going on is not worth it? 0.1 M parameters predict bytes.
 
-It predicts bytes at a rate that holds until the held-out loss has converged at that
-rate, and then falls to zero. LOG.md has three runs: this one, one that must not stop
-too early, and one that over-fits.
+The learning rate holds until the held-out loss has converged at that rate, then falls
+to zero. LOG.md has three such runs.
 
-    jaxpar pretrain experiments/converged.py
+    jaxpar pretrain experiments/converged.py --data.source files:wikitext2-a.txt
 """
 
 from jaxpar.data.source import Text

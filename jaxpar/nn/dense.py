@@ -9,12 +9,12 @@ from flax import nnx
 
 from jaxpar.nn.param import wide
 from jaxpar.partition.place import (
+    as_rows,
     constrain,
     fetch,
     gather,
     names_of,
     precision,
-    seq_is_whole,
     spread,
     ways,
 )
@@ -92,10 +92,8 @@ class Product:
         n = x.ndim - len(rows)
         self.inner, self.outer = names[:n], names[n:]
         self.width = math.prod(x.shape[-n:])
-        # Two dimensions are faster; to flatten a split sequence would be to gather it.
-        self.flattens = seq_is_whole()
         self.shape = x.shape[:-n]
-        self.kept = (math.prod(self.shape),) if self.flattens else self.shape
+        self.kept = as_rows(self.shape)
 
     def forward(self, x, w):
         y = jnp.tensordot(self._used(x), self._weight(w), 1)
@@ -114,8 +112,7 @@ class Product:
         w = self._weight(w).reshape(self.width, ways(first), -1)
         n = len(self.kept)
         dx = jax.lax.dot_general(grad, w, (((n + 1,), (2,)), ((n,), (1,))))
-        rows = self.rows[:1] if self.flattens else self.rows
-        return constrain(dx, first, *rows, self.inner[0])
+        return constrain(dx, first, *self.rows[:n], self.inner[0])
 
     def own(self, x, grad, w):
         """The gradient of the parameter."""

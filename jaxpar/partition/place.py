@@ -111,7 +111,7 @@ def constrain(
 
 
 def share_out(x: jax.Array, *names: str | None, over: str) -> jax.Array:
-    """Gives each device that splits the batch its own slices of axis `over`.
+    """Gives each device that splits batch or sequence its own slices of axis `over`.
 
     For work done slice by slice, which all of them would repeat otherwise. Of their
     mesh axes, the inner ones that divide the axis are taken; the rest repeat it.
@@ -120,7 +120,8 @@ def share_out(x: jax.Array, *names: str | None, over: str) -> jax.Array:
     if layout is None or over not in names:
         return x
     at, size = names.index(over), x.shape[names.index(over)]
-    (free,) = layout.split(("batch",), "computed")
+    # Where rows are whole, batch is split by what else splits the sequence.
+    (free,) = layout.for_generation().split(("batch",), "computed")
     while free and size % math.prod(layout.sizes[axis] for axis in free):
         free = free[1:]
     dims = list(layout.spec(names))
@@ -163,10 +164,12 @@ def spread(grad: jax.Array, names) -> jax.Array:
     return constrain(grad, *names, which="stored").astype(kind.params)
 
 
-def seq_is_whole() -> bool:
-    """Whether no device holds only a part of the sequence."""
+def as_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of an activation in front of those that a matmul contracts, as it takes
+    them: one alone, which is faster, but where that would gather a split sequence."""
     layout = _frame.value.layout if _frame.value else None
-    return layout is None or layout.split(("seq",), "computed") == ((),)
+    whole = layout is None or layout.split(("seq",), "computed") == ((),)
+    return (math.prod(shape),) if whole else shape
 
 
 def ways(name: str | None) -> int:

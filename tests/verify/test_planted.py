@@ -75,7 +75,8 @@ DROPOUT = decoder.dropout
 
 def born_by_shard(self, key, dims, dtype):
     """Matrices of the MLP are drawn piece by piece from one key."""
-    if "mlp" not in dims or self.fill is not None:
+    layout = current().layout
+    if "mlp" not in dims or layout is None or "tensor" not in layout.sizes:
         return BORN(self, key, dims, dtype)
     names, whole = tuple(dims), tuple(dims.values())
 
