@@ -53,7 +53,7 @@ class FromSource(ModelConfig):
 class Finetune:
     """Trains on from another run's checkpoint; its model, too, unless one is given."""
 
-    start_from: str
+    start_from: str = free()
     data: Source
     optim: OptimConfig
     model: ModelConfig = FromSource()

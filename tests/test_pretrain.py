@@ -182,7 +182,13 @@ def test_finetune_starts_where_the_source_ended(trained, tmp_path):
     steps = [row for row in rows if "split" not in row]
     assert steps[0]["learning_rate"] == pytest.approx(float(run.optim.schedule(0)))
     assert RunDir(tmp_path / "fine").open().model == MODEL
-    assert finetune.main(run, run_dir=tmp_path / "fine") == 0
+    # The same source by another path is the same; another step of it is not.
+    link = tmp_path / "moved"
+    link.symlink_to(trained)
+    moved = dataclasses.replace(run, start_from=str(link))
+    assert finetune.main(moved, run_dir=tmp_path / "fine") == 0
+    with pytest.raises(UserError, match=r"run and step \w+@6, --start-from is now"):
+        finetune.main(run, run_dir=tmp_path / "fine", step=3)
 
 
 def test_evaluate_says_what_the_run_itself_measured(trained):

@@ -78,13 +78,19 @@ def refuse_misfits(run: Any, prepared: Prepared | None = None) -> None:
         )
 
 
-def same_content(home: RunDir, prepared: Prepared) -> None:
-    """Refuses to resume on data other than that of the last session's receipt."""
+def same_content(home: RunDir, prepared: Prepared, facts: dict[str, Any]) -> None:
+    """Refuses to resume on data, or from a run, other than the last receipt's."""
     try:
         sessions = json.loads((home.path / "receipt.json").read_text())["sessions"]
-        before = sessions[-1]["data"]
+        last, before = sessions[-1], sessions[-1]["data"]
     except (OSError, ValueError, KeyError, IndexError):
         return
+    was, now = last.get("start_from"), facts.get("start_from")
+    if was != now:
+        raise UserError(
+            f"{home.path} started from the run and step {was}, --start-from is now "
+            f"{now}; restore it, or start a new run with another --run-dir."
+        )
     for name in ("content", "tokenizer"):
         was, now = before.get(name), prepared.description.get(name)
         if was != now:
@@ -118,7 +124,7 @@ def held(
             if cluster.is_first():
                 stack.enter_context(RunLock(home.path))
                 if home.claim(run, source=source):
-                    same_content(home, prepared)
+                    same_content(home, prepared, facts)
                 prepared.tokenizer.save(home.tokenizer_dir)
                 home.write_receipt(layout=run.layout.spelling, data=described, **facts)
         with cluster.together():
