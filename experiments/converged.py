@@ -1,4 +1,4 @@
-"""Does training end where going on is not worth it? 0.1 M parameters predict bytes.
+"""Does training end where going on is not worth it? 40 k parameters predict bytes.
 
 The learning rate holds until the held-out loss has converged at that rate, then falls
 to zero. LOG.md has three such runs.
@@ -18,14 +18,14 @@ run = Pretrain(
     model=sizes.llama(
         vocab_size=259,
         n_layers=2,
-        d_embed=64,
-        n_heads=4,
-        n_kv_heads=4,
-        d_mlp=192,
-        max_positions=128,
+        d_embed=32,
+        n_heads=2,
+        n_kv_heads=2,
+        d_mlp=96,
+        max_positions=64,
         tied=True,
     ),
-    data=Text("stdlib", tokenizer=Bytes(), seq_len=128, batch_size=16),
+    data=Text("stdlib", tokenizer=Bytes(), seq_len=64, batch_size=16),
     optim=AdamW(
         peak_lr=0.01,
         warmup_steps=50,
