@@ -107,10 +107,11 @@ class Product:
 
         With an axis of its own, it is not reduced before all parameters' are added.
         """
-        first = self.outer[0]
-        grad = self._flat(grad, ways(first), -1)
-        w = self._weight(w).reshape(self.width, ways(first), -1)
-        n = len(self.kept)
+        first, n = self.outer[0], len(self.kept)
+        shards, w = ways(first), self._weight(w)
+        if shards == 1:  # Nothing to keep apart; a plain product is faster.
+            return jnp.tensordot(self._flat(grad, -1), w.T, 1)[None]
+        grad, w = self._flat(grad, shards, -1), w.reshape(self.width, shards, -1)
         dx = jax.lax.dot_general(grad, w, (((n + 1,), (2,)), ((n,), (1,))))
         return constrain(dx, first, *self.rows[:n], self.inner[0])
 
