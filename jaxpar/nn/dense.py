@@ -110,9 +110,10 @@ class Product:
         first, n = self.outer[0], len(self.kept)
         shards, w = ways(first), self._weight(w)
         if shards == 1:  # Nothing to keep apart; a plain product is faster.
-            return jnp.tensordot(self._flat(grad, -1), w.T, 1)[None]
-        grad, w = self._flat(grad, shards, -1), w.reshape(self.width, shards, -1)
-        dx = jax.lax.dot_general(grad, w, (((n + 1,), (2,)), ((n,), (1,))))
+            dx = jnp.tensordot(self._flat(grad, -1), w.T, 1)[None]
+        else:
+            grad, w = self._flat(grad, shards, -1), w.reshape(self.width, shards, -1)
+            dx = jax.lax.dot_general(grad, w, (((n + 1,), (2,)), ((n,), (1,))))
         return constrain(dx, first, *self.rows[:n], self.inner[0])
 
     def own(self, x, grad, w):
