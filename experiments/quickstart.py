@@ -38,7 +38,7 @@ run = Pretrain(
         decay_shape="linear",
         weight_decay=0.05,
     ),
-    layout=Layout.parse("zero1=4,tensor=2"),
+    layout=Layout.parse("data=4,tensor=2"),
     num_steps=num_steps,
     eval_every=300,
     save_every=300,
