@@ -15,7 +15,8 @@ from jaxpar.nn.norm import NormConfig, RMSNorm
 from jaxpar.nn.param import fan_in, normal, param, wide
 from jaxpar.nn.places import NOWHERE, Places
 from jaxpar.nn.stack import policy, scan, stacked
-from jaxpar.partition.place import constrain, note, precision
+from jaxpar.partition.notes import note
+from jaxpar.partition.place import constrain, precision
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ from jaxpar.nn.norm import NormConfig
 from jaxpar.nn.param import constant, fan_in, param
 from jaxpar.nn.places import Places
 from jaxpar.nn.rope import rotate
-from jaxpar.partition.place import constrain, note
+from jaxpar.partition.notes import note
+from jaxpar.partition.place import constrain
 from jaxpar.partition.sequence import over_seq
 
 

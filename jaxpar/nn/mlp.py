@@ -7,7 +7,8 @@ from flax import nnx
 
 from jaxpar.nn.dense import dense, dense_each, plus
 from jaxpar.nn.param import constant, fan_in, param, wide
-from jaxpar.partition.place import constrain, note
+from jaxpar.partition.notes import note
+from jaxpar.partition.place import constrain
 
 ACTIVATIONS = {
     "gelu": jax.nn.gelu,

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxpar.partition.notes import recorded, recording
 from jaxpar.partition.pipeline import stages
-from jaxpar.partition.place import recorded, recording
 
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,

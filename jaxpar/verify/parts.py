@@ -15,7 +15,8 @@ from jaxpar.generate.logits import logits_of
 from jaxpar.generate.sample import Generator, Sampling
 from jaxpar.optim.schedule import NEVER
 from jaxpar.partition.layout import Layout, Placed
-from jaxpar.partition.place import recording, under
+from jaxpar.partition.notes import recording
+from jaxpar.partition.place import under
 from jaxpar.train.objective import Objective, Sums
 from jaxpar.train.state import create
 from jaxpar.train.step import make_eval_step, make_gradients, mean_weight

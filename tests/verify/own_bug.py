@@ -14,7 +14,8 @@ from jaxpar.nn.dense import dense, lookup
 from jaxpar.nn.param import fan_in, normal, param
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
-from jaxpar.partition.place import constrain, gather, local, note
+from jaxpar.partition.notes import note
+from jaxpar.partition.place import constrain, gather, local
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ from flax import nnx
 
 from jaxpar.nn.places import whole
 from jaxpar.partition.layout import Layout
-from jaxpar.partition.place import alone, note, recorded, recording
+from jaxpar.partition.notes import note, recorded, recording
+from jaxpar.partition.place import alone
 from jaxpar.verify.parts import Computed, Noted
 from jaxpar.verify.rows import Packed
 from tests.verify.conftest import LLAMA, run_of
