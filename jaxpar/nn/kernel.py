@@ -182,20 +182,24 @@ def _when_any(seen: jax.Array, f, given, *args):
 
 
 def _scores(q, k, seen) -> jax.Array:
-    """[rows, K, G, T, S]; the lowest number where a query may not look."""
+    """[rows, K, G, T, S]; without end below where a query may not look."""
     scores = jnp.einsum(
         "bkgth,bksh->bkgts", q, k, preferred_element_type=wide(q).dtype
-    ) / math.sqrt(q.shape[-1])
-    return jnp.where(seen[:, None, None], scores, jnp.finfo(scores.dtype).min)
+    ) * _scale(q)
+    return jnp.where(seen[:, None, None], scores, -jnp.inf)
+
+
+def _scale(q) -> float:
+    return q.shape[-1] ** -0.5
 
 
 def _look(found, q, k, v, seen):
     """The running (out, highest score, total) with one more tile of keys."""
     out, top, total = found
     scores = _scores(q, k, seen)
+    # Never below the lowest number, so that what is not seen has a share of 0.
     new = jnp.maximum(top, jnp.max(scores, axis=-1))
-    # Where nothing was seen so far, the lowest score is no reason to count it.
-    share = jnp.where(seen[:, None, None], jnp.exp(scores - new[..., None]), 0)
+    share = jnp.exp(scores - new[..., None])
     scale = jnp.exp(top - new)
     more = jnp.einsum(
         "bkgts,bksh->bkgth", share.astype(v.dtype), v,
@@ -212,16 +216,19 @@ def _look_back(given, queries, keys, seen):
     """(dq, dk, dv) with what one tile adds."""
     (dq, dk, dv), (q, grad, lse, inner, _), (k, v, _) = given, queries, keys
     kind = dq.dtype
-    scores = _scores(q, k, seen)
-    share = jnp.where(seen[:, None, None], jnp.exp(scores - lse), 0)
+    share = jnp.exp(_scores(q, k, seen) - lse)
 
     def product(spec, a, b):
         return jnp.einsum(spec, a, b, preferred_element_type=kind)
 
+    def of_keys(change, x):
+        # This order of operands transposes x, which is small, rather than the tile.
+        return product("bkgth,bkgts->bkhs", x, change).swapaxes(-1, -2)
+
     narrow = grad.astype(v.dtype)
-    dv = dv + product("bkgts,bkgth->bksh", share.astype(v.dtype), narrow)
+    dv = dv + of_keys(share.astype(v.dtype), narrow)
     change = share * (product("bkgth,bksh->bkgts", narrow, v) - inner)
-    change = (change / math.sqrt(q.shape[-1])).astype(q.dtype)
-    dq = dq + product("bkgts,bksh->bkgth", change, k)
-    dk = dk + product("bkgts,bkgth->bksh", change, q)
+    change = change.astype(q.dtype)
+    dq = dq + product("bkgts,bksh->bkgth", change, k) * _scale(q)
+    dk = dk + of_keys(change, q) * _scale(q)
     return dq, dk, dv
