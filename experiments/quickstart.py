@@ -28,6 +28,8 @@ run = Pretrain(
         max_positions=256,
         qk_norm=RMSNorm(),
         tied=True,
+        # On a CPU, making the rest again takes less time than storing it.
+        remat="dots",
     ),
     data=Text("stdlib", tokenizer=BPE(4096), seq_len=256, batch_size=8),
     optim=Muon(

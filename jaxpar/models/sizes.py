@@ -43,6 +43,7 @@ def llama(
     qk_norm: NormConfig = PLAIN,
     tied: bool = False,
     dropout: float = 0.0,
+    remat: str = "none",
 ) -> DecoderConfig:
     """Llama's form: rotary positions, RMSNorm, SwiGLU, grouped queries, no biases."""
     return DecoderConfig(
@@ -60,6 +61,7 @@ def llama(
         max_positions=max_positions,
         tied=tied,
         dropout=dropout,
+        remat=remat,
     )
 
 

@@ -63,8 +63,7 @@ def project(x: jax.Array, rows, ws, names) -> list[jax.Array]:
     """
     by = [Product(x, rows, each) for each in names]
 
-    @jax.custom_vjp
-    def products(x, ws):
+    def forward(x, ws):
         return [each.forward(x, w) for each, w in zip(by, ws, strict=True)]
 
     def backward(saved, grads):
@@ -79,7 +78,9 @@ def project(x: jax.Array, rows, ws, names) -> list[jax.Array]:
         dx = constrain(dx.reshape(x.shape).astype(x.dtype), *rows, *by[0].inner)
         return dx, [g.own(x, *of) for g, *of in zip(by, grads, ws, strict=True)]
 
-    products.defvjp(lambda x, ws: (products(x, ws), (x, ws)), backward)
+    products = jax.custom_vjp(forward)
+    # Not `products` itself: a rematerialisation policy would not see the dots in it.
+    products.defvjp(lambda x, ws: (forward(x, ws), (x, ws)), backward)
     return products(x, list(ws))
 
 

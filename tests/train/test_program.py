@@ -17,7 +17,7 @@ from jaxpar.partition.layout import Layout
 from jaxpar.partition.place import Precision
 from jaxpar.train.objective import CausalLM
 from jaxpar.train.state import Recipe
-from jaxpar.train.step import make_train_step
+from jaxpar.train.step import make_gradients, make_train_step
 
 # Their product, 960, is no other size in the program.
 B, T = 24, 40
@@ -47,25 +47,33 @@ def partitioned(lowered, folder: pathlib.Path) -> str:
     return module.read_text()
 
 
-# Once each: what JAX has compiled before, it neither compiles nor dumps again.
-@functools.cache
-def step_on(model, text, compute="float32"):
-    """The partitioned module of a training step."""
-    layout = Layout.parse(text)
-    placed = layout.on(jax.devices()[: layout.n_devices])
-    optim = AdamW(peak_lr=1e-3, warmup_steps=1, decay_steps=10)
-    recipe = Recipe(model, CausalLM(chunk=8), optim, Precision(compute=compute))
+def batch_on(placed):
+    """Shapes of a batch."""
     row = placed.sharding(("batch", "seq"))
     batch = {
         name: jax.ShapeDtypeStruct((B, T), jnp.int32, sharding=row)
         for name in ("tokens", "targets", "positions", "segments")
     }
     batch["weights"] = jax.ShapeDtypeStruct((B, T), jnp.float32, sharding=row)
+    return batch
+
+
+def recipe_of(model, compute="float32"):
+    optim = AdamW(peak_lr=1e-3, warmup_steps=1, decay_steps=10)
+    return Recipe(model, CausalLM(chunk=8), optim, Precision(compute=compute))
+
+
+# Once each: what JAX has compiled before, it neither compiles nor dumps again.
+@functools.cache
+def step_on(model, text, compute="float32"):
+    """The partitioned module of a training step."""
+    layout = Layout.parse(text)
+    placed = layout.on(jax.devices()[: layout.n_devices])
+    recipe = recipe_of(model, compute)
     step = make_train_step(recipe, placed)
+    lowered = step.lower(recipe.target(placed), batch_on(placed))
     with tempfile.TemporaryDirectory() as folder:
-        return partitioned(
-            step.lower(recipe.target(placed), batch), pathlib.Path(folder)
-        )
+        return partitioned(lowered, pathlib.Path(folder))
 
 
 def collectives(module: str) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -119,3 +127,21 @@ def test_a_tensor_axis_sends_little_more_than_it_must():
     assert report("data=4,tensor=2") < 1.1
     # A CPU reduces and slices where others reduce and scatter at once.
     assert report("data=4,tensor=2+sp") < 1.3
+
+
+@pytest.mark.parametrize("layout", ["data=1", "data=4,tensor=2"])
+def test_a_rematerialisation_policy_repeats_only_the_products_that_it_drops(layout):
+    placed = Layout.parse(layout)
+    placed = placed.on(jax.devices()[: placed.n_devices])
+
+    def products(remat):
+        recipe = recipe_of(dataclasses.replace(LLAMA, remat=remat))
+        params, step = recipe.target(placed).params, jnp.int32(0)
+        trace = jax.make_jaxpr(make_gradients(recipe, placed))
+        return str(trace(params, batch_on(placed), step)).count(" dot_general[")
+
+    least = products("none")
+    # Attention's own two products are no dots of activations with parameters.
+    assert products("dots") - least == 2
+    # And those with q, k, v, the mixed values, gate and up.
+    assert products("full") - least == 8
