@@ -188,7 +188,7 @@ def least(placed: Placed) -> dict[tuple[str, ...], float]:
         math.prod(leaf.shape)
         for leaf in jax.tree.leaves(
             Recipe(MODEL, CausalLM(), AdamW(1e-3, warmup_steps=1, decay_steps=9))
-            .anatomy()
+            .anatomy
             .shapes
         )
     ) / tensor  # fmt: skip

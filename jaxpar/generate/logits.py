@@ -12,7 +12,7 @@ from jaxpar.train.state import Recipe
 
 def logits_of(recipe: Recipe, placed: Placed, params, tokens) -> np.ndarray:
     """Logits [B, T, V] of rows of ids [B, T], each one document from its start."""
-    anatomy, placed = recipe.anatomy(), placed.for_generation()
+    anatomy, placed = recipe.anatomy, placed.for_generation()
 
     def run(params, tokens, where: Places):
         with under(placed, recipe.precision):

@@ -71,7 +71,7 @@ class Generator:
         placed = placed.for_generation()
         self.placed, self.params, self.how = placed, params, how
         self.limit = recipe.model.max_positions
-        anatomy = recipe.anatomy()
+        anatomy = recipe.anatomy
 
         def framed(f):
             def run(params, *args):

@@ -114,7 +114,7 @@ def show(run, layout: Layout | str | None = None, *, classes=()) -> Table:
 
 
 def _rows(run) -> Iterator[Row]:
-    anatomy = run.recipe().anatomy()
+    anatomy = run.recipe().anatomy
     names = paths(anatomy.names)
     for path, array in paths(anatomy.shapes).items():
         for which in ("stored", "optimizer", "computed"):

@@ -1,6 +1,7 @@
 """What changes while training, and the recipe that does not."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,7 @@ class Recipe:
     optim: OptimConfig
     precision: Precision = Precision()
 
+    @functools.cached_property
     def anatomy(self) -> Anatomy:
         """The model's parts by eval_shape; allocates nothing, at any size."""
         with alone(self.precision):
@@ -79,7 +81,7 @@ class Recipe:
 
     def abstract(self, layout: Layout) -> TrainState:
         """Shapes of the whole state, checked against a layout; allocates nothing."""
-        anatomy = self.anatomy()
+        anatomy = self.anatomy
         for path, leaf in _flat(anatomy.shapes).items():
             names = _flat(anatomy.names)[path]
             for which in ("stored", "optimizer", "computed"):
@@ -90,7 +92,7 @@ class Recipe:
 
     def target(self, placed: Placed) -> TrainState:
         """Shapes with the shardings they have at rest: what a restore fills."""
-        anatomy = self.anatomy()
+        anatomy = self.anatomy
         names = _flat(anatomy.names)
         shapes = _flat(anatomy.shapes)
 
@@ -118,12 +120,17 @@ class Recipe:
 
 
 def create(recipe: Recipe, placed: Placed, *, seed: int) -> TrainState:
-    """A state at step 0, every shard made on the device that will own it.
+    """A state at step 0, every shard made on the device that will own it."""
+    return make_init(recipe, placed, seed=seed)()
+
+
+def make_init(recipe: Recipe, placed: Placed, *, seed: int):
+    """A jitted () -> state at step 0.
 
     Random bits are the same on every layout: threefry counts elements, not shards.
     """
     target = recipe.target(placed)
-    optimizer = recipe.optimizer(recipe.anatomy())
+    optimizer = recipe.optimizer(recipe.anatomy)
 
     def init():
         with under(placed, recipe.precision):
@@ -134,13 +141,13 @@ def create(recipe: Recipe, placed: Placed, *, seed: int) -> TrainState:
         return TrainState(jnp.int32(0), params, opt_state, jnp.int32(NEVER))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
-    return jax.jit(init, out_shardings=shardings)()
+    return jax.jit(init, out_shardings=shardings)
 
 
 def fresh(recipe: Recipe, placed: Placed, params) -> TrainState:
     """A state at step 0 with parameters that another run learned."""
     target = recipe.target(placed)
-    optimizer = recipe.optimizer(recipe.anatomy())
+    optimizer = recipe.optimizer(recipe.anatomy)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target.opt_state)
     init: Callable = jax.jit(optimizer.init, out_shardings=shardings)
     step, never = jax.device_put((jnp.int32(0), jnp.int32(NEVER)), placed.replicated)

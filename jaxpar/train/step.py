@@ -18,7 +18,7 @@ def row_keys(seed: int, step: jax.Array, rows: int) -> jax.Array:
 
 def make_gradients(recipe: Recipe, placed: Placed, *, microbatches=1, seed=0):
     """A function (params, batch, step) -> (grads of the summed loss, Sums)."""
-    anatomy = recipe.anatomy()
+    anatomy = recipe.anatomy
 
     def of_part(params, part, keys):
         def loss(params):
@@ -26,6 +26,9 @@ def make_gradients(recipe: Recipe, placed: Placed, *, microbatches=1, seed=0):
             return sums.loss, sums
 
         return jax.grad(loss, has_aux=True)(params)
+
+    # Traced once, although a loop over microbatches first asks for its shapes.
+    of_part = jax.jit(of_part, inline=True)
 
     def gradients(params, batch, step):
         rows = jax.tree.leaves(batch)[0].shape[0]
@@ -63,7 +66,7 @@ def make_train_step(
     recipe: Recipe, placed: Placed, *, microbatches: int = 1, seed: int = 0
 ):
     """A jitted (state, batch) -> (state, metrics); the state is donated."""
-    anatomy, target = recipe.anatomy(), recipe.target(placed)
+    anatomy, target = recipe.anatomy, recipe.target(placed)
     optimizer = recipe.optimizer(anatomy)
     gradients = make_gradients(recipe, placed, microbatches=microbatches, seed=seed)
 
@@ -93,7 +96,7 @@ def make_train_step(
 
 def make_eval_step(recipe: Recipe, placed: Placed):
     """A jitted (params, batch) -> {"loss", "weight"}: sums, without dropout."""
-    anatomy = recipe.anatomy()
+    anatomy = recipe.anatomy
 
     def step(params, batch) -> dict[str, jax.Array]:
         with under(placed, recipe.precision):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -18,13 +18,14 @@ from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.notes import recording
 from jaxpar.partition.place import under
 from jaxpar.train.objective import Objective, Sums
-from jaxpar.train.state import create
+from jaxpar.train.state import Recipe, make_init
 from jaxpar.train.step import make_eval_step, make_gradients, mean_weight
+from jaxpar.verify.ahead import Ahead
 from jaxpar.verify.rows import Packed
 
 NEW_TOKENS = 6
 LARGER = 1e2
-STEP = 3  # Whose keys dropout gets.
+STEP = np.int32(3)  # Whose keys dropout gets.
 
 
 def part(read: Callable[[Any], Any]) -> Any:
@@ -52,17 +53,27 @@ class Computed:
         self.placed = _on(layout)
         self.wide = run.precision.params == "float64"
 
+    def prepare(self, parts: Iterable["Part"]) -> None:
+        """Compiles what these parts run, several at a time."""
+        for part in parts:
+            if part.program:
+                getattr(self, part.program)
+
     @part
     def target(self):
         return self.recipe.target(self.placed)
 
     @part
     def anatomy(self):
-        return self.recipe.anatomy()
+        return self.recipe.anatomy
+
+    @part
+    def init_program(self):
+        return Ahead(make_init(self.recipe, self.placed, seed=self.run.seed))
 
     @part
     def state(self):
-        return create(self.recipe, self.placed, seed=self.run.seed)
+        return self.init_program()
 
     @part
     def params(self):
@@ -80,25 +91,28 @@ class Computed:
         )[0]
 
     @part
+    def gradient_program(self):
+        return self._gradient_program(self.recipe)
+
+    def _gradient_program(self, recipe: Recipe):
+        function = make_gradients(
+            recipe, self.placed, microbatches=self.run.microbatches, seed=self.run.seed
+        )
+        jitted = jax.jit(function, out_shardings=(_shardings(self.target.params), None))
+        return Ahead(jitted, self.target.params, self.batch, STEP)
+
+    @part
     def gradients(self) -> tuple[Any, Sums]:
         """Gradients of the summed loss, and the sums."""
-        return self._gradients(self.run.objective)
+        return self.gradient_program(self.params, self.batch, STEP)
 
     @part
     def notes(self) -> dict[str, jax.Array]:
         """What the model notes, summed over microbatches, in the order of its calls."""
-        numbered = self._gradients(Noted(self.run.objective))[1].metrics
+        noted = dataclasses.replace(self.recipe, objective=Noted(self.run.objective))
+        program = self._gradient_program(noted)
+        numbered = program(self.params, self.batch, STEP)[1].metrics
         return {key.partition(" ")[2]: numbered[key] for key in sorted(numbered)}
-
-    def _gradients(self, objective: Objective):
-        recipe = dataclasses.replace(self.recipe, objective=objective)
-        function = make_gradients(
-            recipe, self.placed, microbatches=self.run.microbatches, seed=self.run.seed
-        )
-        out = _shardings(self.target.params), None
-        return jax.jit(function, out_shardings=out)(
-            self.params, self.batch, jnp.int32(STEP)
-        )
 
     @part
     def updated(self):
@@ -121,12 +135,13 @@ class Computed:
         return self._updated(grads, sums.weight)
 
     def _updated(self, grads, weight):
-        small, large = (np.asarray(weight) * by for by in (LARGER, 1 / LARGER))
-        _, opt_state = self._update(grads, small, self.state.opt_state, self.params)
-        return self._update(grads, large, opt_state, self.params)
+        weight = self._scalar(weight)
+        opt_state, params = self.state.opt_state, self.params
+        _, opt_state = self.update_program(grads, weight * LARGER, opt_state, params)
+        return self.update_program(grads, weight / LARGER, opt_state, params)
 
     @part
-    def _update(self):
+    def update_program(self):
         optimizer = self.recipe.optimizer(self.anatomy)
 
         def update(grads, weight, opt_state, params):
@@ -136,12 +151,21 @@ class Computed:
                 rate = optimizer.schedule(jnp.int32(0), jnp.int32(NEVER))
                 return optimizer.update(grads, opt_state, params, rate)
 
-        out = _shardings(self.target.params), _shardings(self.target.opt_state)
-        return jax.jit(update, out_shardings=out)
+        params, opt_state = self.target.params, self.target.opt_state
+        jitted = jax.jit(update, out_shardings=_shardings((params, opt_state)))
+        return Ahead(jitted, params, self._scalar(1), opt_state, params)
+
+    def _scalar(self, x) -> np.ndarray:
+        return np.asarray(x, np.float64 if self.wide else np.float32)
+
+    @part
+    def evaluation_program(self):
+        step = make_eval_step(self.recipe, self.placed)
+        return Ahead(step, self.target.params, self.batch)
 
     @part
     def evaluation(self) -> dict[str, jax.Array]:
-        return make_eval_step(self.recipe, self.placed)(self.params, self.batch)
+        return self.evaluation_program(self.params, self.batch)
 
     @part
     def tokens(self) -> np.ndarray:
@@ -199,21 +223,27 @@ def moments(run: Computed) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One thing that is compared: where it is wrong, its leaves, how they are named."""
+    """One thing that is compared: where it is wrong, its leaves, how they are named.
+
+    program: the property of Computed that compiles what `read` runs.
+    """
 
     where: str
     kind: str
     read: Callable[[Computed], Mapping[str, Any]]
+    program: str = ""
     exact: bool = False
 
 
 PARTS = (
-    Part("init", "init", lambda run: paths(run.state.params), exact=True),
-    Part("forward", "loss", lambda run: _sums(run.gradients[1])),
-    Part("backward", "gradient", lambda run: paths(run.gradients[0])),
-    Part("optimizer", "update", lambda run: paths(run.updated[0])),
+    Part("init", "init", lambda run: paths(run.state.params), "init_program", True),
+    Part("forward", "loss", lambda run: _sums(run.gradients[1]), "gradient_program"),
+    Part(
+        "backward", "gradient", lambda run: paths(run.gradients[0]), "gradient_program"
+    ),
+    Part("optimizer", "update", lambda run: paths(run.updated[0]), "update_program"),
     Part("optimizer", "state", moments),
-    Part("evaluate", "evaluation", lambda run: run.evaluation),
+    Part("evaluate", "evaluation", lambda run: run.evaluation, "evaluation_program"),
 )
 TOKENS = Part("generate", "tokens", lambda run: {"tokens": run.tokens}, exact=True)
 LOGITS = Part("generate", "logits", lambda run: {"logits": run.logits})

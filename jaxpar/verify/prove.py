@@ -48,6 +48,8 @@ def prove(reference: Reference, layout: Layout | str) -> Proof:
     """Compares one layout with a reference that may serve many."""
     layout = _parsed(layout)
     computed = reference.on(layout)
+    for one in (reference.exact, reference.one, computed):
+        one.prepare(reference.parts)
     leaves = [
         leaf for part in reference.parts for leaf in reference.leaves(part, computed)
     ]

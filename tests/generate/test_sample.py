@@ -50,7 +50,7 @@ def test_cached_logits_are_those_of_the_whole_forward_pass(model):
     with jax.enable_x64(True):
         recipe, placed = recipe_of(model, "float64"), place("data=1")
         params = create(recipe, placed, seed=0).params
-        anatomy = recipe.anatomy()
+        anatomy = recipe.anatomy
         random = np.random.default_rng(0)
         tokens = jnp.asarray(random.integers(0, 100, (2, 12)), jnp.int32)
 

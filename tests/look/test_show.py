@@ -32,7 +32,7 @@ def test_every_parameter_stands_in_the_picture_under_its_path():
     recipe = run.recipe()
     wanted = {
         "/".join(key.key for key in path): leaf.shape
-        for path, leaf in jax.tree.leaves_with_path(recipe.anatomy().shapes)
+        for path, leaf in jax.tree.leaves_with_path(recipe.anatomy.shapes)
     }
     assert {row.path: row.shape for row in show(run).rows} == wanted
 

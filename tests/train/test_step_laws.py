@@ -40,7 +40,7 @@ def alone():
 def forward(model, tokens, where):
     """Logits of a fresh model in float64."""
     recipe, placed = recipe_of(model), alone()
-    params, anatomy = create(recipe, placed, seed=0).params, recipe.anatomy()
+    params, anatomy = create(recipe, placed, seed=0).params, recipe.anatomy
 
     @jax.jit
     def run(params, tokens, where):
