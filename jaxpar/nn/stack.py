@@ -12,12 +12,19 @@ from jaxpar.partition.pipeline import stages
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("attn/found"),
+    ),
 }
 
 
 def policy(name: str):
-    """A rematerialisation policy: none, full, dots, or save:NOTE+NOTE by note names."""
+    """A rematerialisation policy by its name.
+
+    none keeps everything, full nothing, dots the products with parameters and what
+    attention found, save:NOTE+NOTE what model code notes under these names.
+    """
     if name.startswith("save:"):
         return jax.checkpoint_policies.save_only_these_names(*name[5:].split("+"))
     if name not in REMAT:

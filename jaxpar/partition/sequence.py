@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpar.config import UserError
+from jaxpar.partition.notes import note
 from jaxpar.partition.place import Together, current, local
 
 QUERIES = ("batch", "seq", "heads", "head_dim")
@@ -89,6 +90,7 @@ def _whole(kernel: Kernel, kind: type) -> Callable:
 
     def forward(q, k, v, *places):
         found = kernel.forward(q, k, v, kind(*places[:2]), kind(*places[2:]))
+        found = _named(found)
         return found.out, (q, k, v, places, found)
 
     def backward(kept, grad):
@@ -152,6 +154,7 @@ def _ring(kernel: Kernel, kind: type) -> Callable:
 
             keys = (k, v, *places[2:])
             (_, found), _ = jax.lax.scan(turn, (keys, look(keys)), length=seq.size - 1)
+            found = _named(found)
             return found.out, (q, k, v, places, found)
 
         def backward(kept, grad):
@@ -185,6 +188,11 @@ def _merged(one: Found, two: Found) -> Found:
     lse = jnp.logaddexp(one.lse, two.lse)
     shares = [jnp.exp(part.lse - lse)[..., None] for part in (one, two)]
     return Found(shares[0] * one.out + shares[1] * two.out, lse)
+
+
+def _named(found: Found) -> Found:
+    """What attention's gradient needs, under a name that rematerialisation can keep."""
+    return Found(*(note("attn/found", x) for x in found))
 
 
 def _like(grads, values) -> tuple:
