@@ -1,8 +1,9 @@
 """What does the framework cost, beside the same step written by hand?
 
-A Llama of about the quickstart's size with AdamW, once through jaxpar and once in plain JAX: no names,
-no layouts, no modules, the same scan, the same chunked loss (jaxpar's own), the faster
-of einsum and flattened operands. One CPU device, both in one process, alternating.
+A Llama of about the quickstart's size with AdamW, once through jaxpar and once in plain
+JAX: no names, no layouts, no modules, the same scan, the same chunked loss (jaxpar's
+own), the faster of einsum and flattened operands. One CPU device, both in one process,
+alternating.
 
     python experiments/bench/step_overhead.py
 """
