@@ -221,9 +221,11 @@ def _look_back(given, queries, keys, seen):
     def product(spec, a, b):
         return jnp.einsum(spec, a, b, preferred_element_type=kind)
 
-    def of_keys(change, x):
+    def of_keys(tile, x):
+        if tile.dtype != kind:  # XLA for CPU cannot do the other one in bfloat16.
+            return product("bkgts,bkgth->bksh", tile, x)
         # This order of operands transposes x, which is small, rather than the tile.
-        return product("bkgth,bkgts->bkhs", x, change).swapaxes(-1, -2)
+        return product("bkgth,bkgts->bkhs", x, tile).swapaxes(-1, -2)
 
     narrow = grad.astype(v.dtype)
     dv = dv + of_keys(share.astype(v.dtype), narrow)

@@ -53,6 +53,25 @@ def test_tiles_are_the_textbooks_attention(sizes, window, tile):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
 
 
+def test_bfloat16_rounds_and_does_no_more():
+    q, k, v, where, where_k = some(2, 64, 64, 4, 2)
+    narrow = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+
+    @jax.jit
+    def gradients(q, k, v):
+        def loss(q, k, v):
+            with alone():
+                out = over_seq(Tiled(), q, k, v, where, where_k)
+            return jnp.sum(jnp.square(out.astype(jnp.float32)))
+
+        return jax.grad(loss, (0, 1, 2))(q, k, v)
+
+    want = gradients(*(x.astype(jnp.float32) for x in narrow))
+    for a, b in zip(want, gradients(*narrow), strict=True):
+        off = jnp.max(jnp.abs(a - b.astype(jnp.float32))) / jnp.max(jnp.abs(a))
+        assert off < 4 * jnp.finfo(jnp.bfloat16).eps
+
+
 def test_a_query_that_sees_nothing_gets_nothing():
     q, k, v, where, where_k = some(2, 3, 5, 2, 2)
     nowhere = Places(where_k.positions, jnp.full((2, 5), NOWHERE))
