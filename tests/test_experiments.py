@@ -11,7 +11,7 @@ from jaxpar.look import show
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 COUNTS = {
-    "quickstart": (4.4e6, 4.8e6),
+    "quickstart": (4.2e6, 4.6e6),
     "stdlib": (6.0e6, 6.4e6),
     "converged": (38e3, 40e3),
     "gpt2_124m": (124.0e6, 124.6e6),
