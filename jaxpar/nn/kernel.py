@@ -182,7 +182,7 @@ def _when_any(seen: jax.Array, f, given, *args):
 
 
 def _scores(q, k, seen) -> jax.Array:
-    """[rows, K, G, T, S]; without end below where a query may not look."""
+    """[rows, K, G, T, S]; -inf where a query may not look."""
     scores = jnp.einsum(
         "bkgth,bksh->bkgts", q, k, preferred_element_type=wide(q).dtype
     ) * _scale(q)
