@@ -14,7 +14,7 @@ from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
 from jaxpar.train.converge import Converged
 
-run = Pretrain(
+experiment = Pretrain(
     model=sizes.llama(
         vocab_size=259,
         n_layers=2,

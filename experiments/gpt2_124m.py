@@ -15,11 +15,11 @@ from jaxpar.experiment import Pretrain
 from jaxpar.models import sizes
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
-from jaxpar.partition.place import Precision
+from jaxpar.partition.precision import Precision
 
 num_steps = 60_000
 
-run = Pretrain(
+experiment = Pretrain(
     model=sizes.GPT_124M,
     data=Text("tfds:wiki40b/en", tokenizer=BPE(50_257), seq_len=1024, batch_size=512),
     optim=AdamW(peak_lr=6e-4, warmup_steps=2_000, decay_steps=num_steps - 2_000),

@@ -14,11 +14,11 @@ from jaxpar.experiment import Pretrain
 from jaxpar.models import sizes
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
-from jaxpar.partition.place import Precision
+from jaxpar.partition.precision import Precision
 
 num_steps = 95_000
 
-run = Pretrain(
+experiment = Pretrain(
     model=dataclasses.replace(sizes.GPT_175B, remat="full"),
     data=Text("tfds:wiki40b/en", tokenizer=BPE(50_257), seq_len=2048, batch_size=1536),
     optim=AdamW(peak_lr=6e-5, warmup_steps=2_000, decay_steps=num_steps - 2_000),

@@ -14,11 +14,11 @@ from jaxpar.experiment import Pretrain
 from jaxpar.models import sizes
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
-from jaxpar.partition.place import Precision
+from jaxpar.partition.precision import Precision
 
 num_steps = 250_000
 
-run = Pretrain(
+experiment = Pretrain(
     model=dataclasses.replace(sizes.LLAMA_7B, remat="full"),
     data=Text("tfds:wiki40b/en", tokenizer=BPE(32_000), seq_len=2048, batch_size=2048),
     optim=AdamW(peak_lr=3e-4, warmup_steps=2_000, decay_steps=num_steps - 2_000),

@@ -17,7 +17,7 @@ from jaxpar.partition.layout import Layout
 
 num_steps = 600
 
-run = Pretrain(
+experiment = Pretrain(
     model=sizes.llama(
         vocab_size=4096,
         n_layers=4,

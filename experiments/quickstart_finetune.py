@@ -15,7 +15,7 @@ from jaxpar.partition.layout import Layout
 
 num_steps = 120
 
-run = Finetune(
+experiment = Finetune(
     start_from="runs/quickstart",
     data=Pairs("stdlib", seq_len=256, batch_size=16, too_long="cut"),
     optim=AdamW(

@@ -14,7 +14,7 @@ from jaxpar.optim.optimizer import Muon
 from jaxpar.partition.layout import Layout
 from jaxpar.train.converge import Converged
 
-run = Pretrain(
+experiment = Pretrain(
     model=sizes.llama(
         vocab_size=4096,
         n_layers=6,

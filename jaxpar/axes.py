@@ -1,4 +1,9 @@
-"""The vocabulary: every logical axis has one word and one letter."""
+"""The vocabulary: every logical axis has one word and one letter.
+
+Words say where an axis lives: `param(embed=D, mlp=F)`, `constrain(x, "batch", "seq",
+"embed")`. Letters say shape: `dense("BTD,DF->BTF", x, w)`, `Float[Array, "B T D"]`,
+`gate_BTF`.
+"""
 
 LETTERS = {
     "batch": "B",
@@ -16,3 +21,4 @@ LETTERS = {
     "position": "P",
 }
 NAMES = tuple(LETTERS)
+NAME_OF = {letter: name for name, letter in LETTERS.items()}

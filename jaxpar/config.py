@@ -1,74 +1,52 @@
-"""Frozen dataclasses as configuration: JSON, identity, differences."""
+"""Frozen dataclasses as configuration: JSON, fingerprint, differences."""
 
+import abc
 import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+from jaxpar.errors import UserError
+
+MISSING: Any = dataclasses.MISSING
 
 
-class UserError(ValueError):
-    """The request was wrong, or data looked at before compiling."""
+class Spelled(abc.ABC):
+    """A value that configuration files and flags write as one short text."""
 
-    exit_code = 2
+    spelling: str
 
-
-class DataWentBad(ValueError):
-    """Data that was good when it was prepared cannot be read while running."""
-
-    exit_code = 3
-
-
-class NoUsableCheckpoint(ValueError):
-    """A run has checkpoints, and none of them can be opened."""
-
-    exit_code = 4
+    @classmethod
+    @abc.abstractmethod
+    def parse(cls, text: str) -> Self:
+        """The value that a text spells; the inverse of `spelling`."""
 
 
-def free(default: Any = dataclasses.MISSING, *, default_factory: Any = None) -> Any:
-    """A field that does not change the numbers, so is no part of a run's identity."""
-    metadata = {"identity": False}
-    if default_factory is not None:
-        return dataclasses.field(default_factory=default_factory, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+def free(default: Any = MISSING) -> Any:
+    """A field that does not change the numbers, so it is no part of the fingerprint."""
+    return dataclasses.field(default=default, metadata={"identity": "never"})
+
+
+def added(default: Any) -> Any:
+    """A field that older runs did not have: in the fingerprint only off its default.
+
+    So the fingerprints of experiments that were written before it stay as they were.
+    """
+    return dataclasses.field(
+        default=default, kw_only=True, metadata={"identity": "off default"}
+    )
 
 
 def is_free(field: dataclasses.Field) -> bool:
-    return not field.metadata.get("identity", True)
-
-
-def paths(tree: Mapping[str, Any], sep: str = "/") -> dict[str, Any]:
-    """The leaves of nested dictionaries by path.
-
-    >>> paths({"a": {"b": 1}, "c": 2})
-    {'a/b': 1, 'c': 2}
-    """
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            inner = paths(value, sep)
-            flat.update({f"{key}{sep}{path}": leaf for path, leaf in inner.items()})
-        else:
-            flat[str(key)] = value
-    return flat
-
-
-def unpaths(flat: Mapping[str, Any], sep: str = "/") -> dict[str, Any]:
-    """The inverse of `paths`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *folders, name = path.split(sep)
-        at = tree
-        for folder in folders:
-            at = at.setdefault(folder, {})
-        at[name] = leaf
-    return tree
+    """Whether a resumed run may have another value in this field."""
+    return field.metadata.get("identity") == "never"
 
 
 def to_json(value: Any) -> Any:
     """A configuration as JSON: a dataclass becomes an object that names its type."""
-    if hasattr(value, "spelling") and hasattr(type(value), "parse"):
+    if isinstance(value, Spelled):
         return {"type": type(value).__name__, "spelling": value.spelling}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: to_json(getattr(value, f.name)) for f in _fields(value)}
@@ -77,11 +55,18 @@ def to_json(value: Any) -> Any:
         return [to_json(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"{value!r} of type {type(value).__name__} is no configuration.")
+    raise UserError(
+        f"{value!r} of type {type(value).__name__} cannot stand in a configuration; it "
+        "takes numbers, texts, tuples and frozen dataclasses."
+    )
 
 
 def from_json(data: Any, classes: Mapping[str, type]) -> Any:
-    """The configuration that `to_json` wrote; types are looked up in `classes`."""
+    """The configuration that `to_json` wrote; types are looked up in `classes`.
+
+    Raises:
+      UserError: a class or a field is unknown, or a value is refused.
+    """
     if isinstance(data, list):
         return tuple(from_json(item, classes) for item in data)
     if not isinstance(data, dict):
@@ -93,8 +78,8 @@ def from_json(data: Any, classes: Mapping[str, type]) -> Any:
             "it to RunDir.open(...), or its file with --import."
         )
     kind = classes[name]
-    if "spelling" in data and hasattr(kind, "parse"):
-        return kind.parse(data["spelling"])  # type: ignore[attr-defined]
+    if issubclass(kind, Spelled):
+        return kind.parse(data["spelling"])
     fields = {f.name: f for f in _fields(kind)}
     given = {key: value for key, value in data.items() if key != "type"}
     for key in given.keys() - fields.keys():
@@ -108,7 +93,7 @@ def from_json(data: Any, classes: Mapping[str, type]) -> Any:
 
 
 def fingerprint(value: Any, **replaced: Any) -> str:
-    """Eight hex digits over the fields that change the numbers.
+    """Eight hexadecimal digits over the fields that change the numbers.
 
     `replaced` overrides fields at the top level, for example a path by what it holds.
     """
@@ -119,7 +104,10 @@ def fingerprint(value: Any, **replaced: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A field in which two configurations differ; free ones may differ on resume."""
+    """A field in which two configurations differ.
+
+    free: a resumed run may have another value in it.
+    """
 
     path: str
     ours: Any
@@ -135,17 +123,17 @@ def differences(ours: Any, theirs: Any) -> list[Difference]:
     return list(_compare("", ours, theirs, False))
 
 
-def _compare(path: str, ours: Any, theirs: Any, is_free_here: bool):
+def _compare(path: str, ours: Any, theirs: Any, is_in_free: bool) -> Iterator:
     same_kind = type(ours) is type(theirs)
-    nested = dataclasses.is_dataclass(ours) and not hasattr(ours, "spelling")
+    nested = dataclasses.is_dataclass(ours) and not isinstance(ours, Spelled)
     if not (same_kind and nested):
         if not _same(ours, theirs):
-            yield Difference(path, _short(ours), _short(theirs), is_free_here)
+            yield Difference(path, _short(ours), _short(theirs), is_in_free)
         return
     for field in _fields(ours):
         inner = f"{path}.{field.name}" if path else field.name
-        ours_, theirs_ = getattr(ours, field.name), getattr(theirs, field.name)
-        yield from _compare(inner, ours_, theirs_, is_free_here or is_free(field))
+        mine, other = getattr(ours, field.name), getattr(theirs, field.name)
+        yield from _compare(inner, mine, other, is_in_free or is_free(field))
 
 
 def _same(ours: Any, theirs: Any) -> bool:
@@ -157,7 +145,7 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 def _short(value: Any) -> Any:
     """A value as a person would write it."""
-    if hasattr(value, "spelling"):
+    if isinstance(value, Spelled):
         return value.spelling
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return type(value).__name__
@@ -165,15 +153,25 @@ def _short(value: Any) -> Any:
 
 
 def _identity(value: Any) -> Any:
-    if hasattr(value, "spelling") and hasattr(type(value), "parse"):
+    """What the fingerprint is taken of."""
+    if isinstance(value, Spelled):
         return value.spelling
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [f for f in _fields(value) if not is_free(f)]
-        kept = {f.name: _identity(getattr(value, f.name)) for f in fields}
+        kept = {
+            field.name: _identity(getattr(value, field.name))
+            for field in _fields(value)
+            if _counts(field, getattr(value, field.name))
+        }
         return {"type": type(value).__name__, **kept}
     if isinstance(value, tuple | list):
         return [_identity(item) for item in value]
     return value
+
+
+def _counts(field: dataclasses.Field, value: Any) -> bool:
+    if field.metadata.get("identity") == "off default":
+        return value != field.default
+    return not is_free(field)
 
 
 def _fields(kind: Any) -> tuple[dataclasses.Field, ...]:

@@ -1,57 +1,62 @@
 """Entry point: how well a run predicts its held-out data, or any source."""
 
 from pathlib import Path
+from typing import Any
 
-from jaxpar.checkpoint.opened import open_run
-from jaxpar.data import source as sources
-from jaxpar.data.pipeline import eval_batches
+from jaxpar.data.loader import eval_batches
+from jaxpar.data.source import score
+from jaxpar.data.windows import Windows
 from jaxpar.partition import cluster
 from jaxpar.partition.layout import Layout
-from jaxpar.train.evaluate import evaluate, summary
+from jaxpar.run.directory import Step
+from jaxpar.run.opening import OpenRun, open_run
+from jaxpar.train.scoring import per_token_and_byte, total_loss
 from jaxpar.train.step import make_eval_step
 
 
 def main(
-    run_path: str | Path,
+    run: str | Path,
     *,
-    step: int | str | None = None,
+    step: Step = None,
     source: str | None = None,
     devices: int | None = None,
     layout: Layout | str | None = None,
     classes: tuple[type, ...] = (),
-) -> dict:
+) -> dict[str, Any]:
     """Scores a run's model: the step, counts, nats per token and byte, and xz's.
 
     Nats per token are over tokens of weight above 0: of a fine-tune, the answer loss.
 
     step: a number, "best" or "newest"; best where the run has a stopping rule, else
     newest. source: scores all of this source instead of the held-out data. layout: the
-    run's own where exactly so many devices are visible, else one device. classes: those
-    that config.json names and jaxpar does not ship.
+    run's own where exactly so many devices are visible, else one device. devices: how
+    many to simulate on a CPU. classes: those that config.json names and jaxpar does
+    not ship.
     """
-    opened = open_run(
-        run_path, step=step, layout=layout, devices=devices, classes=classes
-    )
-    run, placed, tokens = opened.experiment, opened.placed, opened.tokenizer
-    if source is None:
-        windows = cluster.in_turn(lambda: run.data.prepare(tokens)).heldout
-    else:
-        windows = cluster.in_turn(
-            lambda: sources.score(source, tokens, run.data.seq_len)
-        )
+    opened = open_run(run, step=step, layout=layout, devices=devices, classes=classes)
+    experiment, placed = opened.experiment, opened.placed
+    windows = cluster.first_then_others(lambda: _windows(opened, source))
     # The last batch is filled up with rows of weight 0, so any layout serves.
-    ways = placed.layout.batch_divisor
+    pieces = placed.layout.batch_divisor
     batches = eval_batches(
         windows,
-        run.objective.row,
-        batch_size=-(-run.data.batch_size // ways) * ways,
+        experiment.objective.row,
+        batch_size=-(-experiment.data.batch_size // pieces) * pieces,
         placed=placed,
     )
-    totals = evaluate(make_eval_step(opened.recipe, placed), opened.params, batches)
+    totals = total_loss(make_eval_step(opened.recipe, placed), opened.params, batches)
     return {
         "step": opened.step,
         "tokens": round(totals["weight"]),
         "bytes": windows.n_bytes,
-        **summary(totals, windows.n_bytes),
+        **per_token_and_byte(totals, windows.n_bytes),
         "xz_nats_per_byte": windows.xz_nats_per_byte,
     }
+
+
+def _windows(opened: OpenRun, source: str | None) -> Windows:
+    """The run's own held-out windows, or those of all of a source."""
+    data = opened.experiment.data
+    if source is None:
+        return data.prepare(opened.tokenizer).heldout
+    return score(source, opened.tokenizer, data.seq_len)

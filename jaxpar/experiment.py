@@ -1,98 +1,121 @@
 """Experiments as frozen values: what to train, on what, how, where, until when."""
 
+import abc
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Self
 
 from jaxpar.config import free
 from jaxpar.data.source import Pairs, Source, Text
 from jaxpar.data.tokenizer import BPE, Bytes
-from jaxpar.models.decoder import DecoderConfig, ModelConfig
-from jaxpar.nn.attention import AttentionConfig, NoNorm
+from jaxpar.errors import UserError
+from jaxpar.models.base import ModelConfig
+from jaxpar.models.decoder import DecoderConfig
+from jaxpar.nn.attention import AttentionConfig
 from jaxpar.nn.mlp import MLPConfig
-from jaxpar.nn.norm import LayerNorm, RMSNorm
+from jaxpar.nn.norm import LayerNorm, NoNorm, RMSNorm
 from jaxpar.optim.optimizer import AdamW, Muon, OptimConfig
 from jaxpar.partition.layout import Layout
-from jaxpar.partition.place import Precision
+from jaxpar.partition.precision import Precision
 from jaxpar.train.converge import Converged, Never, StopRule
 from jaxpar.train.objective import CausalLM, Objective
 from jaxpar.train.state import Recipe
 
+COUNTS = ("num_steps", "microbatches", "eval_every", "save_every", "log_every")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pretrain:
-    """Trains a model from random weights."""
+class Experiment(abc.ABC):
+    """What every kind of training has: a model, data, an optimizer, a place, an end."""
 
     model: ModelConfig
+    """The model, as a value."""
     data: Source
+    """What it is trained on."""
     optim: OptimConfig
+    """The optimizer, with its learning rate over time."""
     num_steps: int = free()
+    """Steps of the whole run, at most; a resumed run may have more."""
     layout: Layout = free(Layout.parse("data=1"))
+    """How the mesh is split, as in fsdp=4,tensor=2; sizes multiply to the devices."""
     objective: Objective = CausalLM()
+    """What the model is trained to do."""
     precision: Precision = Precision()
+    """Floating-point types of parameters, products and sums of gradients."""
     stop: StopRule = Never()
+    """When to stop before num_steps."""
     seed: int = 0
+    """Where all randomness starts: initial weights, order of rows, dropout."""
     microbatches: int = free(1)
+    """Parts of a batch that go through the model one after another."""
     eval_every: int = 250
+    """Steps between evaluations of the whole held-out set."""
     save_every: int = free(500)
+    """Steps between checkpoints."""
     log_every: int = free(10)
+    """Steps between fetches of the metrics, of which every step has a line."""
     keep: int = free(2)
+    """Newest checkpoints that are kept, besides the best one."""
 
     def __post_init__(self):
-        check_schedule(self)
+        self._check_counts()
+        self.layout.token_numbers(
+            self.data.seq_len
+        )  # Refuses a length it cannot split.
+        self._check_batch()
 
     def recipe(self) -> Recipe:
+        """What a step needs to know; `model` must be a model by now."""
         return Recipe(self.model, self.objective, self.optim, self.precision)
+
+    def _check_counts(self) -> None:
+        for name in COUNTS:
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}; it must be 1 or more.")
+
+    def _check_batch(self) -> None:
+        rows, pieces = self.data.batch_size, self.layout.batch_divisor
+        divisor = pieces * self.microbatches
+        if rows % divisor:
+            near = max(divisor, rows // divisor * divisor)
+            raise UserError(
+                f"batch_size={rows} is not divisible by {divisor}: {pieces} pieces of "
+                f"layout {self.layout.spelling} x {self.microbatches} microbatches; the "
+                f"nearest legal sizes are {near} and {near + divisor}."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrain(Experiment):
+    """Trains a model from random weights."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FromSource(ModelConfig):
-    """The model of the run that a fine-tune starts from; resolved when it starts."""
+    """The model of the run that a fine-tune starts from, looked up when it starts."""
+
+    def build(self, rngs):
+        raise UserError("The fine-tune's source has not been opened; see start_from.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Finetune:
+class Finetune(Experiment):
     """Trains on from another run's checkpoint; its model, too, unless one is given."""
 
     start_from: str = free()
-    data: Source
-    optim: OptimConfig
+    """Directory of the run whose parameters it starts from."""
     model: ModelConfig = FromSource()
-    num_steps: int = free()
-    layout: Layout = free(Layout.parse("data=1"))
-    objective: Objective = CausalLM()
-    precision: Precision = Precision()
-    stop: StopRule = Never()
-    seed: int = 0
-    microbatches: int = free(1)
+    """The source's model, unless another one is given."""
     eval_every: int = 100
-    save_every: int = free(500)
-    log_every: int = free(10)
-    keep: int = free(2)
+    """Steps between evaluations of the whole held-out set."""
     keep_fresh: tuple[str, ...] = ()
+    """Globs of parameter paths that stay newly initialised, such as unembedding."""
 
-    def __post_init__(self):
-        check_schedule(self)
-
-    def recipe(self) -> Recipe:
-        """Once `model` has been resolved to the source run's."""
-        return Recipe(self.model, self.objective, self.optim, self.precision)
-
-
-def check_schedule(run: Any) -> None:
-    """Refuses counts that make no sense, before anything is made."""
-    for name in ("num_steps", "microbatches", "eval_every", "save_every", "log_every"):
-        if getattr(run, name) < 1:
-            raise ValueError(f"{name}={getattr(run, name)}; it must be 1 or more.")
-    run.layout.order(run.data.seq_len)  # refuses a length that its pieces do not divide
-    split = run.layout.batch_divisor * run.microbatches
-    if run.data.batch_size % split:
-        near = max(split, run.data.batch_size // split * split)
-        raise ValueError(
-            f"batch_size={run.data.batch_size} is not divisible by {split}: "
-            f"{run.layout.batch_divisor} pieces of layout {run.layout.spelling} x "
-            f"{run.microbatches} microbatches; the nearest legal sizes are {near} and "
-            f"{near + split}."
-        )
+    def with_model_of(self, source: Callable[[], Experiment]) -> Self:
+        """With the source run's model; the source is asked only if it is needed."""
+        if isinstance(self.model, FromSource):
+            return dataclasses.replace(self, model=source().model)
+        return self
 
 
 CLASSES: dict[str, type] = {

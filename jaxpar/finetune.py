@@ -1,80 +1,73 @@
 """Entry point: training on from another run's checkpoint, or resuming that."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Any
 
-from jaxpar.checkpoint.run import RunDir, default_dir
-from jaxpar.checkpoint.session import agree, held, refuse_misfits, report, train
 from jaxpar.checkpoint.transfer import adopt
 from jaxpar.config import fingerprint
 from jaxpar.data import tokenizer
-from jaxpar.experiment import Finetune, FromSource
+from jaxpar.experiment import Experiment, Finetune
 from jaxpar.partition import cluster
-from jaxpar.partition import devices as machine
+from jaxpar.partition.devices import choose_devices
 from jaxpar.partition.layout import Placed
-from jaxpar.train.state import TrainState, create, fresh
-
-STOPPED_ON_REQUEST = 75
+from jaxpar.run.directory import RunDir, Step, default_dir
+from jaxpar.run.training import require_agreement, train_run
+from jaxpar.train.state import TrainState, create, with_params
 
 
 def main(
-    run: Finetune,
+    experiment: Finetune,
     *,
     run_dir: str | Path | None = None,
     devices: int | None = None,
     stem: str = "experiment",
-    experiment: Path | None = None,
-    step: int | str | None = None,
+    source_file: Path | None = None,
+    step: Step = None,
     classes: tuple[type, ...] = (),
 ) -> int:
     """Fine-tunes to the end, or on from where the run was left; the exit status.
 
     step: the source's checkpoint; best where that run has a stopping rule, else newest.
     classes: those that the source's config.json names and jaxpar does not ship.
-    devices, experiment: as in jaxpar.pretrain.
+    devices, source_file: as in jaxpar.pretrain.
     """
-    stem = experiment.stem if experiment else stem
-    source = RunDir(run.start_from)
+    stem = source_file.stem if source_file else stem
+    source = RunDir(experiment.start_from)
     base = source.open(*classes)
-    if isinstance(run.model, FromSource):
-        run = dataclasses.replace(run, model=base.model)
-    # Everything that can be refused is refused before data is read.
-    placed = run.layout.on(machine.choose(run.layout, devices))
-    step = cluster.agreed(source.pick(step, rule=base.stop))
-    origin = f"{fingerprint(base)}@{step}"
-    home = RunDir(run_dir or default_dir(stem, run, start_from=origin))
-    agree(run, home)
-    refuse_misfits(run)
-    run.recipe().abstract(run.layout)
-    tokens = tokenizer.load(source.tokenizer_dir)
-    prepared = cluster.in_turn(lambda: run.data.prepare(tokens))
-    refuse_misfits(run, prepared)
-    with held(run, home, prepared, source=experiment, start_from=origin):
-        # Its own checkpoint first, then start_from, then nothing else.
-        ended = train(
-            run, home, prepared, placed, lambda: start_from(run, base, placed, step)
-        )
-    report(ended, home, prepared.heldout.xz_nats_per_byte)
-    if ended.interrupted:
-        cluster.tell("The same command goes on from there.")
-        return STOPPED_ON_REQUEST
-    cluster.tell(
-        "Next:\n"
-        f"  jaxpar evaluate {home.path}\n"
-        f'  jaxpar generate {home.path} --prompt "..."'
+    experiment = experiment.with_model_of(lambda: base)
+    placed = experiment.layout.on(choose_devices(experiment.layout, devices))
+    chosen = cluster.broadcast(source.choose_step(step, rule=base.stop))
+    origin = f"{fingerprint(base)}@{chosen}"
+    run = RunDir(run_dir or default_dir(stem, experiment, start_from=origin))
+    require_agreement(experiment, run)
+
+    def begin(experiment: Finetune) -> TrainState:
+        return start_from(experiment, source, base, placed, chosen)
+
+    outcome = train_run(
+        experiment,
+        begin,
+        run_dir=run,
+        placed=placed,
+        source_file=source_file,
+        tokenizer=tokenizer.load(source.tokenizer_dir),
+        start_from=origin,
     )
-    return 0
+    commands = (
+        f'  jaxpar evaluate {run.path}\n  jaxpar generate {run.path} --prompt "..."'
+    )
+    return outcome.report(run, next_commands=commands)
 
 
-def start_from(run: Finetune, base: Any, placed: Placed, step: int) -> TrainState:
+def start_from(
+    experiment: Finetune, source: RunDir, base: Experiment, placed: Placed, step: int
+) -> TrainState:
     """Step 0, a fresh optimizer, and the parameters that another run learned."""
-    recipe = run.recipe()
-    shapes = dataclasses.replace(
-        recipe, model=base.model, precision=base.precision
-    ).target(placed)
-    with_source = RunDir(run.start_from).checkpoints(read_only=True)
-    pretrained = with_source.restore_params(step, shapes.params)
-    with_source.close()
-    ours = create(recipe, placed, seed=run.seed).params
-    return fresh(recipe, placed, adopt(ours, pretrained, keep_fresh=run.keep_fresh))
+    recipe = experiment.recipe()
+    theirs = dataclasses.replace(recipe, model=base.model, precision=base.precision)
+    with contextlib.closing(source.checkpoints(read_only=True)) as checkpoints:
+        learned = checkpoints.restore_params(step, theirs.target(placed).params)
+    ours = create(recipe, placed, seed=experiment.seed).params
+    params = adopt(ours, learned, keep_fresh=experiment.keep_fresh)
+    return with_params(recipe, placed, params)

@@ -2,52 +2,40 @@
 
 from pathlib import Path
 
-from jaxpar.checkpoint.run import RunDir, default_dir
-from jaxpar.checkpoint.session import agree, held, refuse_misfits, report, train
 from jaxpar.experiment import Pretrain
-from jaxpar.partition import cluster
-from jaxpar.partition import devices as machine
-from jaxpar.train.state import create
-
-STOPPED_ON_REQUEST = 75
+from jaxpar.partition.devices import choose_devices
+from jaxpar.run.directory import RunDir, default_dir
+from jaxpar.run.training import require_agreement, train_run
+from jaxpar.train.state import TrainState, create
 
 
 def main(
-    run: Pretrain,
+    experiment: Pretrain,
     *,
     run_dir: str | Path | None = None,
     devices: int | None = None,
     stem: str = "experiment",
-    experiment: Path | None = None,
+    source_file: Path | None = None,
 ) -> int:
     """Trains to the end, or on from where the run was left; returns the exit status.
 
-    devices: CPU devices to simulate. experiment: the file that defines the run; its
-    stem names the default directory, and its text is kept there as a receipt.
+    devices: how many CPU devices to simulate. source_file: the file that defines the
+    experiment; its stem names the default directory, and its text is kept there.
     """
-    stem = experiment.stem if experiment else stem
-    home = RunDir(run_dir or default_dir(stem, run))
-    agree(run, home)
-    # Everything that can be refused is refused before data is read.
-    placed = run.layout.on(machine.choose(run.layout, devices))
-    refuse_misfits(run)
-    recipe = run.recipe()
-    recipe.abstract(run.layout)
-    prepared = cluster.in_turn(run.data.prepare)
-    refuse_misfits(run, prepared)
-    with held(run, home, prepared, source=experiment):
-        ended = train(
-            run, home, prepared, placed, lambda: create(recipe, placed, seed=run.seed)
-        )
-    report(ended, home, prepared.heldout.xz_nats_per_byte)
-    if ended.interrupted:
-        cluster.tell("The same command goes on from there.")
-        return STOPPED_ON_REQUEST
-    cluster.tell(
-        "Next:\n"
-        f"  jaxpar evaluate {home.path}\n"
-        f'  jaxpar generate {home.path} --prompt "import "\n'
-        "  jaxpar finetune experiments/quickstart_finetune.py --start-from "
-        f"{home.path}"
+    stem = source_file.stem if source_file else stem
+    run = RunDir(run_dir or default_dir(stem, experiment))
+    require_agreement(experiment, run)
+    placed = experiment.layout.on(choose_devices(experiment.layout, devices))
+
+    def begin(experiment: Pretrain) -> TrainState:
+        return create(experiment.recipe(), placed, seed=experiment.seed)
+
+    outcome = train_run(
+        experiment, begin, run_dir=run, placed=placed, source_file=source_file
     )
-    return 0
+    commands = (
+        f"  jaxpar evaluate {run.path}\n"
+        f'  jaxpar generate {run.path} --prompt "import "\n'
+        f"  jaxpar finetune experiments/quickstart_finetune.py --start-from {run.path}"
+    )
+    return outcome.report(run, next_commands=commands)

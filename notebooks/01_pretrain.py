@@ -20,7 +20,6 @@ jax.config.update("jax_num_cpu_devices", 8)  # a laptop pretending to be a pod
 
 from dataclasses import replace
 
-from experiments.quickstart import run
 from jaxpar.look import show
 
 small = replace(run.model, n_layers=2, d_embed=64)
@@ -31,7 +30,7 @@ show(run)
 # The data is laid out once; the state is born sharded.
 
 # %%
-from jaxpar.data.pipeline import batches
+from jaxpar.data.loader import batches
 from jaxpar.train.state import create
 from jaxpar.train.step import make_train_step
 

@@ -16,19 +16,25 @@
 # %%
 import jax
 
-jax.config.update("jax_num_cpu_devices", 8)  # a laptop pretending to be a pod
-
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from experiments import quickstart, quickstart_finetune
 from jaxpar import evaluate, finetune, pretrain
+import matplotlib.pyplot as plt
+
+from jaxpar.run.metrics_file import read_metrics
+from jaxpar.run.opening import open_run
+from jaxpar.generate import answer
+from jaxpar.generate.sampling import Sampling
+
+jax.config.update("jax_num_cpu_devices", 8)  # a laptop pretending to be a pod
 
 folder = Path(tempfile.mkdtemp())
 base = replace(
-    quickstart.run,
-    model=replace(quickstart.run.model, n_layers=2, d_embed=64),
+    quickstart.experiment,
+    model=replace(quickstart.experiment.model, n_layers=2, d_embed=64),
     num_steps=30,
 )
 pretrain.main(base, run_dir=folder / "base")
@@ -39,13 +45,12 @@ pretrain.main(base, run_dir=folder / "base")
 # pre-trained model itself.
 
 # %%
-tuned = replace(quickstart_finetune.run, start_from=str(folder / "base"), num_steps=30)
+tuned = replace(
+    quickstart_finetune.experiment, start_from=str(folder / "base"), num_steps=30
+)
 finetune.main(tuned, run_dir=folder / "tuned")
 
 # %%
-import matplotlib.pyplot as plt
-
-from jaxpar.checkpoint.run import read_metrics
 
 rows = read_metrics(folder / "tuned" / "metrics.jsonl")
 steps = [row for row in rows if "split" not in row]
@@ -58,9 +63,6 @@ plt.ylabel("answer loss, nats/token")
 evaluate.main(folder / "tuned")
 
 # %%
-from jaxpar.checkpoint.opened import open_run
-from jaxpar.generate import answer
-from jaxpar.generate.sample import Sampling
 
 run = open_run(folder / "tuned")
 how = Sampling(max_new_tokens=16, temperature=0.0)

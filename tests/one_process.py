@@ -12,17 +12,17 @@ import sys
 
 import numpy as np
 
-from jaxpar.checkpoint import session
-from jaxpar.data import pipeline
+from jaxpar.data import loader
 from jaxpar.data.source import Text
 from jaxpar.experiment import Pretrain
 from jaxpar.models import sizes
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition import cluster
 from jaxpar.partition.layout import Layout
+from jaxpar.run import training
 
 # Over two processes the batch is split; over four, two at a time need the same rows.
-run = Pretrain(
+experiment = Pretrain(
     model=sizes.llama(
         vocab_size=260, n_layers=1, d_embed=16, n_heads=4, n_kv_heads=4, d_mlp=32,
         max_positions=512,
@@ -63,8 +63,6 @@ def written(path, feed, row):
 if __name__ == "__main__":
     from jaxpar.cli import main
 
-    session.batches, pipeline._row = written(
-        sys.argv[1], session.batches, pipeline._row
-    )
+    training.batches, loader._row = written(sys.argv[1], training.batches, loader._row)
     cluster.LEAVE_SECONDS = int(os.environ.get("LEAVE_SECONDS", cluster.LEAVE_SECONDS))
     sys.exit(main(sys.argv[2:]))

@@ -9,13 +9,14 @@ from jaxpar.data import task
 from jaxpar.data.source import Text
 from jaxpar.data.tokenizer import Bytes
 from jaxpar.experiment import Pretrain
-from jaxpar.models.decoder import Aux, ModelConfig
-from jaxpar.nn.dense import dense, lookup
+from jaxpar.models.base import Aux, ModelConfig
+from jaxpar.nn.embed import lookup
+from jaxpar.nn.linear import dense
 from jaxpar.nn.param import fan_in, normal, param
 from jaxpar.nn.places import Places
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
-from jaxpar.partition.place import constrain
+from jaxpar.partition.sharding import constrain
 from jaxpar.train.loss import token_losses
 from jaxpar.train.objective import Objective, Sums
 
@@ -73,7 +74,7 @@ class Smoothed(Objective):
         return Sums(jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"]), {})
 
 
-run = Pretrain(
+experiment = Pretrain(
     model=BagConfig(),
     data=Text("synthetic", tokenizer=Bytes(), seq_len=32, batch_size=8),
     optim=AdamW(peak_lr=1e-2, warmup_steps=2, decay_steps=10),

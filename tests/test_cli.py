@@ -13,10 +13,16 @@ import textwrap
 import pytest
 
 from jaxpar.cli import main, options, verbs
-from jaxpar.cli.request import classes, experiment, parse
-from jaxpar.config import DataWentBad, NoUsableCheckpoint, UserError
+from jaxpar.cli.request import classes_in, load_experiment, parse
+from jaxpar.errors import (
+    DataWentBad,
+    Diverged,
+    NoUsableCheckpoint,
+    OtherProcessFailed,
+    UserError,
+)
 from jaxpar.experiment import Pretrain
-from jaxpar.generate.sample import Sampling
+from jaxpar.generate.sampling import Sampling
 from jaxpar.partition.layout import Layout
 
 TINY = """
@@ -27,7 +33,7 @@ TINY = """
     from jaxpar.optim.optimizer import AdamW
     from jaxpar.partition.layout import Layout
 
-    run = Pretrain(
+    experiment = Pretrain(
         model=sizes.gpt(
             vocab_size=259, n_layers=2, d_embed=32, n_heads=4, max_positions=16
         ),
@@ -40,12 +46,17 @@ TINY = """
 OWN_MODEL = """
     import dataclasses
 
-    from jaxpar.models.decoder import ModelConfig
+    from jaxpar.models.base import ModelConfig
 
 
     @dataclasses.dataclass(frozen=True)
     class Mine(ModelConfig):
         width: int = 7
+        vocab_size: int = 259
+        max_positions: int = 16
+
+        def build(self, rngs):
+            raise AssertionError("It is only described.")
 """
 
 
@@ -66,8 +77,9 @@ def tiny(write):
 
 def over(path, *flags):
     """The experiment as these flags change it."""
-    run = experiment(path, Pretrain)
-    return parse(options.Train, flags, prog="jaxpar pretrain", run=run).run
+    value = load_experiment(path, Pretrain)
+    asked = parse(options.Train, flags, prog="jaxpar pretrain", experiment=value)
+    return asked.experiment
 
 
 def refusal(capsys, *args):
@@ -104,7 +116,7 @@ def test_help_with_an_experiment_lists_its_fields(capsys, tiny):
 
 def test_a_flag_replaces_the_field_at_its_path_and_nothing_else(tiny):
     plain = over(tiny)
-    assert plain == experiment(tiny, Pretrain)
+    assert plain == load_experiment(tiny, Pretrain)
     changed = over(
         tiny, "--optim.peak-lr", "3e-4", "--layout", "data=2", "--num-steps", "9",
         "--data.source", "files:*.txt", "--model.attention.rope-theta", "5",
@@ -119,20 +131,22 @@ def test_a_flag_replaces_the_field_at_its_path_and_nothing_else(tiny):
 
 
 def test_the_options_stand_beside_the_fields(tiny):
-    run = experiment(tiny, Pretrain)
+    value = load_experiment(tiny, Pretrain)
     flags = ["--run-dir", "here", "--devices", "8", "--no-compile-cache", "--seed", "5"]
-    asked = parse(options.Train, flags, prog="jaxpar pretrain", run=run)
+    asked = parse(options.Train, flags, prog="jaxpar pretrain", experiment=value)
     assert (str(asked.run_dir), asked.devices, asked.compile_cache) == (
         "here",
         8,
         False,
     )
-    assert asked.run.seed == 5
+    assert asked.experiment.seed == 5
 
 
 def test_a_class_of_ones_own_gives_its_flags(write):
     path = write(
-        TINY + OWN_MODEL + "\n    run = dataclasses.replace(run, model=Mine())\n"
+        TINY
+        + OWN_MODEL
+        + "\n    experiment = dataclasses.replace(experiment, model=Mine())\n"
     )
     assert over(path, "--model.width", "9").model.width == 9
 
@@ -144,7 +158,7 @@ def test_a_new_token_is_drawn_as_the_library_draws_it():
 
 
 def test_import_finds_the_classes_that_a_file_defines(write):
-    found = classes([write(OWN_MODEL, "mine.py")])
+    found = classes_in([write(OWN_MODEL, "mine.py")])
     assert "Mine" in [kind.__name__ for kind in found]
 
 
@@ -172,7 +186,8 @@ def test_a_wrong_value_is_one_line_and_status_2(capsys, tiny, flags, words):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("x = 1", "defines no `run`; it must be a Pretrain or Finetune value"),
+        ("x = 1", "defines no `experiment`; it must be a Pretrain or Finetune value"),
+        ("experiment = 3", "`experiment` is a int"),
         ("run = 3", "`run` is a int"),
         ("def", "SyntaxError"),
         ("import no_such_module", "no_such_module"),
@@ -198,37 +213,33 @@ def test_what_is_not_there_is_named(capsys, tmp_path):
 def test_an_experiment_is_a_module_that_may_import_its_neighbours(write):
     write("width = 96", "a_neighbour_of_tiny.py")
     path = write(TINY + "\n    from a_neighbour_of_tiny import width\n")
-    run = experiment(path, Pretrain)
+    run = load_experiment(path, Pretrain)
     assert run.num_steps == 3
 
 
-def raising(error, module):
-    """A verb that raises inside a function of the named module."""
-    space = {"__name__": module, "error": error}
-    exec("def do(args):\n    raise error", space)
-    return space["do"]
-
-
 @pytest.mark.parametrize(
-    "error, module, status",
+    "error, status, said",
     [
-        (UserError("wrong"), "jaxpar.pretrain", 2),
-        (ValueError("wrong"), "jaxpar.pretrain", 2),
-        (TypeError("wrong"), "jaxpar.pretrain", 2),
-        (ValueError("broke"), "jaxpar.train.loop", 1),
-        (DataWentBad("rotten"), "jaxpar.train.loop", 3),
-        (NoUsableCheckpoint("none"), "jaxpar.checkpoint.manager", 4),
-        (RuntimeError("broke\nat length"), "jaxpar.pretrain", 1),
-        (KeyboardInterrupt(), "jaxpar.pretrain", 130),
+        (UserError("wrong"), 2, "wrong"),
+        (DataWentBad("rotten"), 3, "rotten"),
+        (NoUsableCheckpoint("none"), 4, "none"),
+        (Diverged("the loss\nis inf"), 43, "the loss is inf"),
+        (OtherProcessFailed("Process 1: rotten", 3), 3, "Process 1: rotten"),
+        (ValueError("theirs"), 1, "ValueError: theirs"),
+        (TypeError("theirs"), 1, "TypeError: theirs"),
+        (RuntimeError("broke\nat length"), 1, "RuntimeError: broke"),
+        (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
-def test_the_exit_status_says_whose_fault_it_was(
-    capsys, monkeypatch, error, module, status
+def test_an_error_of_ours_has_its_status_and_any_other_its_class(
+    capsys, monkeypatch, error, status, said
 ):
-    monkeypatch.setitem(verbs.VERBS, "pretrain", (raising(error, module), ""))
+    def do(args):
+        raise error
+
+    monkeypatch.setitem(verbs.VERBS, "pretrain", verbs.Verb(do, ""))
     assert main(["pretrain"]) == status
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("jaxpar: ")
+    assert capsys.readouterr().err == f"jaxpar: {said}\n"
 
 
 def test_debug_shows_the_traceback(capsys):

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from jaxpar.config import fingerprint, from_json, is_free, paths, to_json
+from jaxpar.config import fingerprint, from_json, is_free, to_json
 from jaxpar.experiment import CLASSES, Finetune, Pretrain
 from jaxpar.look import show
+from jaxpar.tree import flatten
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 COUNTS = {
@@ -21,7 +22,7 @@ COUNTS = {
 
 
 def of(name):
-    return importlib.import_module(f"experiments.{name}").run
+    return importlib.import_module(f"experiments.{name}").experiment
 
 
 def test_every_experiment_is_known_to_this_test():
@@ -34,7 +35,7 @@ def test_an_experiment_costs_nothing_to_describe(name):
     run = of(name)
     state = run.recipe().abstract(run.layout)
     least, most = COUNTS[name]
-    assert least < sum(leaf.size for leaf in paths(state.params).values()) < most
+    assert least < sum(leaf.size for leaf in flatten(state.params).values()) < most
     assert str(show(run))
 
 

@@ -4,6 +4,8 @@ pytest tests/test_layers.py
 """
 
 import ast
+import collections
+import re
 from pathlib import Path
 
 import pytest
@@ -12,19 +14,23 @@ import jaxpar
 
 ROOT = Path(jaxpar.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
-MOST_LINES = 12_000
+MOST_LINES, MOST_LINES_IN_A_ROOM = 20_000, 2_500
+# Words of a private dialect that this code once had.
+PRIVATE = re.compile(r"\b(wish|granted|heed|told|born|lent)\b", re.IGNORECASE)
 LEVELS = (
-    {"axes", "config", "hardware"},
-    {"partition"},
-    {"nn", "data", "optim", "metrics", "guard"},
+    {"axes", "cache", "errors", "hardware", "tables", "tree"},
+    {"config"},
+    {"partition", "sources"},
+    {"nn", "data", "optim", "metrics", "guard", "checkpoint"},
     {"models"},
     {"train"},
     {"experiment"},
-    {"checkpoint"},
-    {"generate"},
-    {"verify"},
+    {"run"},
+    {"huggingface", "generate"},
+    {"verify", "plan"},
     {"look"},
     {"pretrain", "finetune", "evaluate"},
+    {"sweep"},
     {"cli"},
     {"__main__"},
 )
@@ -122,7 +128,45 @@ def test_a_new_room_is_asked_for_its_level():
 
 
 def test_the_house_stays_small(capsys):
-    lines = sum(len(path.read_text().splitlines()) for path in MODULES)
+    rooms = collections.Counter()
+    for path in MODULES:
+        room = room_of(name_of(path)) or "jaxpar"
+        rooms[room] += len(path.read_text().splitlines())
     with capsys.disabled():
-        print(f"\njaxpar/ has {lines:,} lines of at most {MOST_LINES:,}")
-    assert lines <= MOST_LINES
+        print(
+            f"\njaxpar/ has {rooms.total():,} lines of at most {MOST_LINES:,}; ", end=""
+        )
+        print(", ".join(f"{room} {n:,}" for room, n in rooms.most_common()))
+    assert rooms.total() <= MOST_LINES
+    assert max(rooms.values()) <= MOST_LINES_IN_A_ROOM
+
+
+def test_no_two_modules_share_a_stem():
+    stems = collections.Counter(path.stem for path in MODULES)
+    del stems["__init__"]
+    assert [stem for stem, n in stems.items() if n > 1] == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_the_words_are_those_of_the_field(path):
+    assert PRIVATE.findall(path.read_text()) == []
+
+
+BELOW = {
+    "checkpoint": ("jaxpar.data", "jaxpar.metrics", "jaxpar.train", "jaxpar.models"),
+    "train": ("jaxpar.models.decoder", "jaxpar.models.sizes", "jaxpar.checkpoint"),
+}
+
+
+@pytest.mark.parametrize("room", BELOW)
+def test_a_room_knows_nothing_of_what_it_serves(room):
+    for path in (ROOT / room).rglob("*.py"):
+        for target in imported(path.read_text(), f"jaxpar.{room}"):
+            assert not target.startswith(BELOW[room]), f"{path.name} imports {target}"
+
+
+def test_partition_holds_no_attention():
+    for path in (ROOT / "partition").glob("*.py"):
+        assert not re.search(
+            r"(nn|lax|jnp)\.(softmax|einsum|exp|dot)", path.read_text()
+        )

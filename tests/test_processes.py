@@ -16,15 +16,16 @@ from pathlib import Path
 
 import jax
 import pytest
-from one_process import run as RUN
+from one_process import experiment as RUN
 from one_process import written
 
 from jaxpar import pretrain
-from jaxpar.checkpoint import session
-from jaxpar.checkpoint.run import RunDir, read_metrics
-from jaxpar.config import UserError
-from jaxpar.data import pipeline
+from jaxpar.data import loader
+from jaxpar.errors import UserError
 from jaxpar.partition import cluster, devices
+from jaxpar.run import training
+from jaxpar.run.directory import RunDir
+from jaxpar.run.metrics_file import read_metrics
 from tests.flags import FAST
 
 CHILD = str(Path(__file__).parent / "one_process.py")
@@ -103,9 +104,9 @@ def scores(home: Path) -> dict[int, float]:
 def alone(home: Path, path: Path) -> int:
     """Trains in this process, which has eight devices."""
     with pytest.MonkeyPatch.context() as patch:
-        feed, row = written(path, pipeline.batches, pipeline._row)
-        patch.setattr(session, "batches", feed)
-        patch.setattr(pipeline, "_row", row)
+        feed, row = written(path, loader.batches, loader._row)
+        patch.setattr(training, "batches", feed)
+        patch.setattr(loader, "_row", row)
         return pretrain.main(RUN, run_dir=home)
 
 
@@ -285,18 +286,18 @@ def test_slurm_is_left_to_jax_and_a_task_alone_is_no_cluster(no_cluster):
     (how,) = asked
     assert how["coordinator_address"] is how["cluster_detection_method"] is None
     with pytest.raises(UserError, match="runs in one process, and Slurm says"):
-        cluster.refuse("jaxpar generate", "-")
+        cluster.require_single_process("jaxpar generate", "-")
 
 
 def test_simulated_devices_are_shared_out_evenly_or_refused(no_cluster):
     no_cluster.setattr(cluster, "count", lambda: 3)
     with pytest.raises(ValueError, match="among 3 processes; they can be 6 and 9"):
-        devices.simulate(8)
+        devices.simulate_devices(8)
     with pytest.raises(ValueError, match="among 3 processes; they can be 3"):
-        devices.simulate(2)
+        devices.simulate_devices(2)
 
 
 def test_one_process_agrees_with_itself():
-    assert cluster.agreed(1.5) == 1.5 and cluster.in_turn(lambda: 3) == 3
-    with pytest.raises(KeyError), cluster.together():
+    assert cluster.broadcast(1.5) == 1.5 and cluster.first_then_others(lambda: 3) == 3
+    with pytest.raises(KeyError), cluster.synchronized():
         raise KeyError("x")

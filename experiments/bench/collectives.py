@@ -19,7 +19,7 @@ import numpy as np
 from jaxpar.models import sizes
 from jaxpar.nn.norm import RMSNorm
 from jaxpar.optim.optimizer import AdamW
-from jaxpar.partition.devices import simulate
+from jaxpar.partition.devices import simulate_devices
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.train.objective import CausalLM
 from jaxpar.train.state import Recipe
@@ -241,7 +241,7 @@ def report(text: str) -> float:
 
 
 def main() -> None:
-    simulate(8)
+    simulate_devices(8)
     for text in [word for word in sys.argv[1:] if word != "-v"]:
         report(text)
 

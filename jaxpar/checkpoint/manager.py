@@ -12,8 +12,9 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from jaxpar.config import NoUsableCheckpoint, UserError
+from jaxpar.errors import NoUsableCheckpoint, SaveFailed, UserError
 from jaxpar.partition import cluster
+from jaxpar.tree import path_of
 
 PARAMS, REST, MEMORY = "params", "rest", "memory"
 CALLED = {PARAMS: "parameters", REST: "optimizer state"}
@@ -31,7 +32,7 @@ class Checkpoints:
         if read_only and not self.directory.is_dir():
             raise UserError(f"{self.directory} holds no checkpoints.")
         if not read_only:
-            with cluster.together():
+            with cluster.synchronized():
                 if cluster.is_first():
                     _make_ready(self.directory)
         # Orbax tells on absl's log, at the level of a warning, what it was asked to do.
@@ -84,7 +85,7 @@ class Checkpoints:
             metrics={"rank": rank},
         )
         if not saved:
-            raise RuntimeError(
+            raise SaveFailed(
                 f"{self.directory}: step {step} was not saved; the newest there is "
                 f"{self._manager.latest_step()}."
             )
@@ -192,12 +193,12 @@ class Checkpoints:
         """Refuses other types and shapes; Orbax would cast types in silence."""
         if step not in self.steps():
             return
-        stored = _flat(self._shapes(step, item))
-        wanted = _flat(target)
+        stored = _by_path(self._shapes(step, item))
+        wanted = _by_path(target)
         wrong = [
-            f"{path} {_said(stored.get(path))} stored, {_said(wanted.get(path))} wanted"
+            f"{path} {_describe(stored.get(path))} stored, {_describe(wanted.get(path))} wanted"
             for path in sorted(stored.keys() | wanted.keys())
-            if _said(stored.get(path)) != _said(wanted.get(path))
+            if _describe(stored.get(path)) != _describe(wanted.get(path))
         ]
         if wrong:
             raise UserError(
@@ -261,13 +262,11 @@ def _rank(metrics: dict) -> float:
     return metrics["rank"]
 
 
-def _flat(tree: Any) -> dict[str, Any]:
+def _by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of any pytree, each under its path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
-        for keys, leaf in leaves
-    }
+    return {path_of(keys): leaf for keys, leaf in leaves}
 
 
-def _said(leaf: Any) -> str:
+def _describe(leaf: Any) -> str:
     return "nothing" if leaf is None else f"{tuple(leaf.shape)} {leaf.dtype}"

@@ -3,7 +3,8 @@
 from fnmatch import fnmatchcase
 from typing import Any
 
-from jaxpar.config import UserError, paths, unpaths
+from jaxpar.errors import UserError
+from jaxpar.tree import flatten, unflatten
 
 
 def adopt(fresh: Any, pretrained: Any, *, keep_fresh: tuple[str, ...] = ()) -> Any:
@@ -16,7 +17,7 @@ def adopt(fresh: Any, pretrained: Any, *, keep_fresh: tuple[str, ...] = ()) -> A
       UserError: lists together what is missing, unused or does not fit, and globs of
         keep_fresh that match nothing.
     """
-    ours, theirs = paths(fresh), paths(pretrained)
+    ours, theirs = flatten(fresh), flatten(pretrained)
     kept = {p for p in ours if any(fnmatchcase(p, glob) for glob in keep_fresh)}
     known = ours.keys() | theirs.keys()
     idle = [g for g in keep_fresh if not any(fnmatchcase(p, g) for p in known)]
@@ -48,6 +49,6 @@ def adopt(fresh: Any, pretrained: Any, *, keep_fresh: tuple[str, ...] = ()) -> A
             f"The source's parameters do not account for this model's; "
             f"{'; '.join(wrong)}. Name what may stay fresh in keep_fresh."
         )
-    return unpaths(
+    return unflatten(
         {path: ours[path] if path in kept else theirs[path] for path in ours}
     )

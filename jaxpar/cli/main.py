@@ -6,11 +6,7 @@ import traceback
 from collections.abc import Sequence
 
 from jaxpar.cli.verbs import VERBS
-from jaxpar.config import UserError
-
-# What is raised in these has been compiled: the run failed, not the request.
-RUNNING = ("jaxpar.train.loop", "jaxpar.train.evaluate")
-FAILED, WRONG, INTERRUPTED = 1, 2, 130
+from jaxpar.errors import INTERRUPTED, UserError, exit_status, one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,28 +22,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     except KeyboardInterrupt:
         print("jaxpar: interrupted", file=sys.stderr)
-        return _left(INTERRUPTED)
+        return _leave(INTERRUPTED)
     except Exception as error:
         if "--debug" in args:
             traceback.print_exc()
-        print(f"jaxpar: {_cause(error)}", file=sys.stderr)
-        return _left(_status(error))
+        print(f"jaxpar: {one_line(error)}", file=sys.stderr)
+        return _leave(exit_status(error))
 
 
 def _dispatch(args: list[str]) -> int | None:
     if not args or args[0] in ("-h", "--help"):
         print(_help())
         return 0
-    for verb, (do, _) in VERBS.items():
-        words = verb.split()
+    for name, verb in VERBS.items():
+        words = name.split()
         if args[: len(words)] == words:
-            return do(args[len(words) :])
+            return verb.run(args[len(words) :])
     raise UserError(f"There is no verb {args[0]!r}; there are {', '.join(VERBS)}.")
 
 
 def _help() -> str:
     width = max(map(len, VERBS))
-    rows = [f"  {verb.ljust(width)}  {what}" for verb, (_, what) in VERBS.items()]
+    rows = [f"  {name.ljust(width)}  {verb.summary}" for name, verb in VERBS.items()]
     return "\n".join(
         [
             "usage: jaxpar VERB EXPERIMENT|RUN [--field.path value ...]",
@@ -59,28 +55,10 @@ def _help() -> str:
     )
 
 
-def _cause(error: Exception) -> str:
-    """One line: the message where it is ours, else the error's class, too."""
-    lines = str(error).strip().splitlines() or [""]
-    if isinstance(error, ValueError | TypeError):
-        return " ".join(" ".join(lines).split()) or type(error).__name__
-    return f"{type(error).__name__}: {lines[0]}"
-
-
-def _left(status: int) -> int:
+def _leave(status: int) -> int:
     """The status, once the other processes, if there are any, have failed, too."""
     if "jaxpar.partition.cluster" not in sys.modules:
         return status
     from jaxpar.partition import cluster
 
     return cluster.leave(status)
-
-
-def _status(error: Exception) -> int:
-    if (status := getattr(error, "exit_code", None)) is not None:
-        return status
-    if not isinstance(error, ValueError | TypeError):
-        return FAILED
-    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-    running = any(frame.f_globals.get("__name__") in RUNNING for frame in frames)
-    return FAILED if running else WRONG

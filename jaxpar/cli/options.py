@@ -40,18 +40,18 @@ class Many(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(Many):
-    """What `pretrain` takes beside the experiment's own fields."""
+    """What `pretrain` takes besides the experiment's own fields."""
 
     run_dir: Path | None = None
-    """The run's directory; runs/STEM-FINGERPRINT where none is given."""
+    """Directory of the run; runs/STEM-FINGERPRINT where none is given."""
     devices: int | None = None
-    """How many CPU devices to simulate, over all processes together."""
+    """CPU devices to simulate, over all processes together."""
     compile_cache: Switch = True
-    """Compile anew, and keep nothing of it for the next time."""
+    """Compile again, and keep nothing of it for the next time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sourced(Options):
+class FromRun(Options):
     """What every verb that reads another run's checkpoint takes."""
 
     step: str | None = None
@@ -61,13 +61,13 @@ class Sourced(Options):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Finetune(Train, Sourced):
-    """What `finetune` takes beside the experiment's own fields."""
+class FinetuneRun(Train, FromRun):
+    """What `finetune` takes besides the experiment's own fields."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Show(Report):
-    """What `show` takes beside the experiment's own fields."""
+    """What `show` takes besides the experiment's own fields."""
 
     imports: Imports = ()
     """Files that define the classes which a fine-tune's source run names."""
@@ -75,24 +75,24 @@ class Show(Report):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verify(Show):
-    """What `verify` takes beside the experiment's own fields."""
+    """What `verify` takes besides the experiment's own fields."""
 
     full: Switch = False
-    """Compute at the experiment's own sizes, not at the least that divide."""
+    """Compute at the experiment's own sizes, not at the smallest that divide."""
     precision: Switch = False
     """Compare in the experiment's own precision, not in float64."""
     devices: int | None = None
-    """How many CPU devices to simulate."""
+    """CPU devices to simulate."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Open(Report, Sourced):
+class Open(Report, FromRun):
     """What every verb that computes with a run takes."""
 
     layout: str | None = None
     """Layout to compute on, as in fsdp=4,tensor=2."""
     devices: int | None = None
-    """How many CPU devices to simulate."""
+    """CPU devices to simulate."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,12 +112,12 @@ class Generate(Open):
     token_ids: str | None = None
     """Tokens to continue, as in 1,2,3; needs no tokenizer."""
     max_new_tokens: int = 128
-    """How many tokens to add at most."""
+    """Tokens to add, at most."""
     temperature: float = 0.8
-    """0 takes the likeliest token."""
+    """Divides the logits before a token is drawn; 0 takes the likeliest."""
     top_k: int = 0
-    """Draw among so many likeliest tokens; 0 draws among all."""
+    """Draw among this many likeliest tokens; 0 draws among all."""
     top_p: float = 1.0
-    """Draw among the likeliest tokens that reach this mass."""
+    """Draw among the likeliest tokens that together have this probability."""
     seed: int = 0
     """Where the randomness of drawing starts."""

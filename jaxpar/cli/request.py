@@ -12,7 +12,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxpar.config import UserError
+from jaxpar.errors import UserError
+
+FIELD = "experiment"
 
 
 def load(path: str | Path) -> ModuleType:
@@ -23,7 +25,7 @@ def load(path: str | Path) -> ModuleType:
     name = f"jaxpar_experiment_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise UserError(f"{path} is no Python file; its name must end in .py.")
+        raise UserError(f"{path} is not a Python file; its name must end in .py.")
     for folder in (str(path.resolve().parent), str(Path.cwd())):
         if folder not in sys.path:
             # At the end: a neighbour never hides an installed module.
@@ -40,21 +42,35 @@ def load(path: str | Path) -> ModuleType:
     return module
 
 
-def experiment(path: str | Path, *kinds: type) -> Any:
-    """The value `run` that an experiment's file defines, of one of these classes."""
+def load_experiment(path: str | Path, *kinds: type) -> Any:
+    """The value `experiment` that a file defines, of one of these classes.
+
+    Older files call it `run`, which is still accepted.
+    """
     defined = vars(load(path))
-    names = " or ".join(kind.__name__ for kind in kinds)
-    if "run" not in defined:
-        raise UserError(f"{path} defines no `run`; it must be a {names} value.")
-    run = defined["run"]
-    if not isinstance(run, kinds):
+    names = " or ".join(_concrete_names(kinds))
+    found = [name for name in ("experiment", "run") if name in defined]
+    if not found:
+        raise UserError(f"{path} defines no `experiment`; it must be a {names} value.")
+    value = defined[found[0]]
+    if not isinstance(value, kinds):
         raise UserError(
-            f"{path}: `run` is a {type(run).__name__}; it must be a {names} value."
+            f"{path}: `{found[0]}` is a {type(value).__name__}; it must be a {names} "
+            "value."
         )
-    return run
+    return value
 
 
-def classes(files: Sequence[Path]) -> tuple[type, ...]:
+def _concrete_names(kinds: Sequence[type]) -> list[str]:
+    """The names of classes; of an abstract one, those of its subclasses."""
+    names = []
+    for kind in kinds:
+        below = kind.__subclasses__()
+        names += [each.__name__ for each in below] if below else [kind.__name__]
+    return names
+
+
+def classes_in(files: Sequence[Path]) -> tuple[type, ...]:
     """The dataclasses that the files named by --import hold."""
     found = [value for file in files for value in vars(load(file)).values()]
     return tuple(
@@ -64,7 +80,9 @@ def classes(files: Sequence[Path]) -> tuple[type, ...]:
     )
 
 
-def first(args: Sequence[str], options: type, *, prog: str, what: str):
+def split_first(
+    args: Sequence[str], options: type, *, prog: str, what: str
+) -> tuple[str, list[str]]:
     """The file or run that a verb's arguments begin with, and the other arguments."""
     if args and not args[0].startswith("-"):
         return args[0], list(args[1:])
@@ -73,33 +91,37 @@ def first(args: Sequence[str], options: type, *, prog: str, what: str):
     raise UserError(f"{prog} needs its {what} first: {prog} {what} [OPTIONS].")
 
 
-def parse(options: type, args: Sequence[str], *, prog: str, run: Any = None) -> Any:
-    """Options from flags; with a run, its fields are flags, too, by their path.
+def parse(
+    options: type, args: Sequence[str], *, prog: str, experiment: Any = None
+) -> Any:
+    """Options from flags; an experiment's fields are flags, too, by their path.
 
     Raises UserError of one line; --help prints and raises SystemExit.
     """
     registry = tyro.constructors.ConstructorRegistry()
-    if run is not None:
+    if experiment is not None:
         registry.primitive_rule(_layout_rule)
-        # The run's own class gives the flags, whatever the fields are annotated with.
-        kind = Annotated[type(run), tyro.conf.arg(name="")]
-        field = ("run", kind, dataclasses.field(default=run))
+        # Its own class gives the flags, whatever the fields are annotated with.
+        kind = Annotated[type(experiment), tyro.conf.arg(name="")]
+        field = (FIELD, kind, dataclasses.field(default=experiment))
         options = dataclasses.make_dataclass(
             "Request", [field], bases=(options,), frozen=True, kw_only=True
         )
-    said = io.StringIO()
+    written = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(written):
             return tyro.cli(
                 options, prog=prog, args=args, registry=registry, description=""
             )
     except SystemExit as stop:
         if not stop.code:
             raise
-    raise UserError(_unboxed(said.getvalue()))
+    raise UserError(_unboxed(written.getvalue()))
 
 
-def _layout_rule(info: tyro.constructors.PrimitiveTypeInfo):
+def _layout_rule(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec | None:
     from jaxpar.partition.layout import Layout
 
     if info.type is not Layout:
@@ -114,7 +136,10 @@ def _layout_rule(info: tyro.constructors.PrimitiveTypeInfo):
 
 
 def _unboxed(text: str) -> str:
-    """One line of a framed message: what is wrong, and what may have been meant."""
+    """One line of the message that tyro draws in a box.
+
+    What it says otherwise, it says through a module that it calls private and unstable.
+    """
     parts: list[list[str]] = [[]]
     for row in text.splitlines()[1:]:
         row = row.strip(" │╭╮╰╯|+")
@@ -123,5 +148,5 @@ def _unboxed(text: str) -> str:
         else:
             parts[-1].append(row)
     footers = ("Argument helptext", "For full helptext")
-    said = [" ".join(part).replace(" run.", " ", 1) for part in parts if part]
-    return "; ".join(part for part in said if not part.startswith(footers))
+    lines = [" ".join(part).replace(f" {FIELD}.", " ", 1) for part in parts if part]
+    return "; ".join(line for line in lines if not line.startswith(footers))

@@ -5,53 +5,57 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from jaxpar.cli import options
-from jaxpar.cli.request import classes, experiment, first, parse
-from jaxpar.config import UserError
+from jaxpar.cli.request import classes_in, load_experiment, parse, split_first
+from jaxpar.errors import UserError
 
 
-def pretrain(args: list[str]) -> int | None:
+def pretrain(args: list[str]) -> int:
     """Trains from random weights, or resumes the same run."""
     prog = "jaxpar pretrain"
-    file, rest = first(args, options.Train, prog=prog, what="EXPERIMENT")
+    file, rest = split_first(args, options.Train, prog=prog, what="EXPERIMENT")
     from jaxpar.experiment import Pretrain
 
-    asked = _over(options.Train, rest, prog, file, Pretrain)
+    asked = _with_flags(options.Train, rest, prog, file, Pretrain)
     _compile_cache(asked.compile_cache)
     _start(asked)
     from jaxpar import pretrain
 
     return pretrain.main(
-        asked.run, experiment=Path(file), run_dir=asked.run_dir, devices=asked.devices
+        asked.experiment,
+        source_file=Path(file),
+        run_dir=asked.run_dir,
+        devices=asked.devices,
     )
 
 
-def finetune(args: list[str]) -> int | None:
+def finetune(args: list[str]) -> int:
     """Trains from another run's checkpoint, or resumes the same run."""
     prog = "jaxpar finetune"
-    file, rest = first(args, options.Finetune, prog=prog, what="EXPERIMENT")
+    file, rest = split_first(args, options.FinetuneRun, prog=prog, what="EXPERIMENT")
     from jaxpar.experiment import Finetune
 
-    asked = _over(options.Finetune, rest, prog, file, Finetune)
+    asked = _with_flags(options.FinetuneRun, rest, prog, file, Finetune)
     _compile_cache(asked.compile_cache)
     _start(asked)
     from jaxpar import finetune
 
     return finetune.main(
-        asked.run,
-        experiment=Path(file),
+        asked.experiment,
+        source_file=Path(file),
         run_dir=asked.run_dir,
         devices=asked.devices,
         step=_step(asked.step),
-        classes=classes(asked.imports),
+        classes=classes_in(asked.imports),
     )
 
 
 def evaluate(args: list[str]) -> None:
     """Prints the loss of a run on its held-out data, or on any source."""
     prog = "jaxpar evaluate"
-    run, rest = first(args, options.Evaluate, prog=prog, what="RUN")
+    run, rest = split_first(args, options.Evaluate, prog=prog, what="RUN")
     asked = parse(options.Evaluate, rest, prog=f"{prog} {run}")
     _start(asked)
     from jaxpar import evaluate
@@ -62,25 +66,27 @@ def evaluate(args: list[str]) -> None:
         layout=asked.layout,
         devices=asked.devices,
         source=asked.source,
-        classes=classes(asked.imports),
+        classes=classes_in(asked.imports),
     )
     if not asked.json:
         found["perplexity"] = math.exp(found["nats_per_token"])
-    _tell(found, asked.json)
+    _print_items(found, asked.json)
 
 
 def generate(args: list[str]) -> None:
     """Continues prompts with a run's model."""
     prog = "jaxpar generate"
-    run, rest = first(args, options.Generate, prog=prog, what="RUN")
+    run, rest = split_first(args, options.Generate, prog=prog, what="RUN")
     asked = parse(options.Generate, rest, prog=f"{prog} {run}")
     if bool(asked.prompt) == bool(asked.token_ids):
         raise UserError(f"{prog} needs either --prompt or --token-ids.")
     from jaxpar.partition import cluster
 
-    cluster.refuse("jaxpar generate", "jaxpar evaluate works on several")
+    cluster.require_single_process(
+        "jaxpar generate", "jaxpar evaluate works on several"
+    )
     from jaxpar.generate.answer import main as answer
-    from jaxpar.generate.sample import Sampling
+    from jaxpar.generate.sampling import Sampling
 
     drawn = {f.name: getattr(asked, f.name) for f in dataclasses.fields(Sampling)}
     stream = len(asked.prompt) == 1 and not asked.json
@@ -92,78 +98,87 @@ def generate(args: list[str]) -> None:
         step=_step(asked.step),
         layout=asked.layout,
         devices=asked.devices,
-        classes=classes(asked.imports),
+        classes=classes_in(asked.imports),
         stream=stream,
     )
-    _tell({"step": found["step"]} if stream else found, asked.json)
+    _print_items({"step": found["step"]} if stream else found, asked.json)
 
 
 def show(args: list[str]) -> None:
     """Prints every parameter's axes, shape, and piece on each device."""
     prog = "jaxpar show"
-    file, rest = first(args, options.Show, prog=prog, what="EXPERIMENT")
-    from jaxpar.experiment import Finetune, Pretrain
+    file, rest = split_first(args, options.Show, prog=prog, what="EXPERIMENT")
+    from jaxpar.experiment import Experiment
     from jaxpar.look import show
 
-    asked = _over(options.Show, rest, prog, file, Pretrain, Finetune)
-    table = show(asked.run, classes=classes(asked.imports))
-    print(json.dumps(table.to_json()) if asked.json else table)
+    asked = _with_flags(options.Show, rest, prog, file, Experiment)
+    table = show(asked.experiment, classes=classes_in(asked.imports))
+    _print_report(table, asked.json)
 
 
 def verify(args: list[str]) -> int:
     """Proves that an experiment's layout computes what one device does."""
     prog = "jaxpar verify"
-    file, rest = first(args, options.Verify, prog=prog, what="EXPERIMENT")
-    from jaxpar.experiment import Finetune, Pretrain
-    from jaxpar.verify import verify
+    file, rest = split_first(args, options.Verify, prog=prog, what="EXPERIMENT")
+    from jaxpar.experiment import Experiment
+    from jaxpar.verify.prove import verify
 
-    asked = _over(options.Verify, rest, prog, file, Pretrain, Finetune)
+    asked = _with_flags(options.Verify, rest, prog, file, Experiment)
     _compile_cache(True)
     proof = verify(
-        asked.run,
+        asked.experiment,
         full=asked.full,
         precision=asked.precision,
         devices=asked.devices,
-        classes=classes(asked.imports),
+        classes=classes_in(asked.imports),
     )
-    print(json.dumps(proof.to_json()) if asked.json else proof)
+    _print_report(proof, asked.json)
     return 0 if proof.passed else 1
 
 
 def prepare(args: list[str]) -> None:
-    """Tokenises and lays out an experiment's data."""
+    """Tokenises an experiment's data and writes it down as files of tokens."""
     prog = "jaxpar data prepare"
-    file, rest = first(args, options.Report, prog=prog, what="EXPERIMENT")
-    from jaxpar.experiment import Finetune, Pretrain
+    file, rest = split_first(args, options.Report, prog=prog, what="EXPERIMENT")
+    from jaxpar.experiment import Experiment, Finetune
 
-    asked = _over(options.Report, rest, prog, file, Pretrain, Finetune)
+    asked = _with_flags(options.Report, rest, prog, file, Experiment)
     tokens = None
-    if isinstance(asked.run, Finetune):
-        from jaxpar.checkpoint.run import RunDir
+    if isinstance(asked.experiment, Finetune):
         from jaxpar.data import tokenizer
+        from jaxpar.run.directory import RunDir
 
-        tokens = tokenizer.load(RunDir(asked.run.start_from).tokenizer_dir)
+        tokens = tokenizer.load(RunDir(asked.experiment.start_from).tokenizer_dir)
     # The one verb that may ask a network.
-    asked.run.data.fetch()
-    found = asked.run.data.prepare(tokens, progress=not asked.json)
-    _tell(found.description, asked.json)
+    asked.experiment.data.fetch()
+    found = asked.experiment.data.prepare(tokens, progress=not asked.json)
+    _print_items(found.description, asked.json)
 
 
-VERBS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
-    "pretrain": (pretrain, "train an experiment's model, or resume the same run"),
-    "finetune": (finetune, "train on from another run's checkpoint"),
-    "evaluate": (evaluate, "loss and perplexity of a run, or of any text under it"),
-    "generate": (generate, "continue a prompt with a run's model"),
-    "show": (show, "what each device would hold of an experiment's model"),
-    "verify": (verify, "prove that a layout computes what one device does"),
-    "data prepare": (prepare, "tokenise and lay out an experiment's data"),
+class Verb(NamedTuple):
+    """What a verb does with its arguments, and its line in `jaxpar --help`."""
+
+    run: Callable[[list[str]], int | None]
+    summary: str
+
+
+VERBS: dict[str, Verb] = {
+    "pretrain": Verb(pretrain, "train an experiment's model, or resume the same run"),
+    "finetune": Verb(finetune, "train on from another run's checkpoint"),
+    "evaluate": Verb(evaluate, "loss and perplexity of a run on its data or any text"),
+    "generate": Verb(generate, "continue a prompt with a run's model"),
+    "show": Verb(show, "what each device would hold of an experiment's state"),
+    "verify": Verb(verify, "prove that a layout computes what one device does"),
+    "data prepare": Verb(prepare, "tokenise an experiment's data into files"),
 }
 
 
-def _over(kind: type, rest: list[str], prog: str, file: str, *runs: type):
+def _with_flags(
+    kind: type, rest: list[str], prog: str, file: str, *experiments: type
+) -> Any:
     """Options, with the experiment's value as the flags change it."""
-    run = experiment(file, *runs)
-    return parse(kind, rest, prog=f"{prog} {file}", run=run)
+    experiment = load_experiment(file, *experiments)
+    return parse(kind, rest, prog=f"{prog} {file}", experiment=experiment)
 
 
 def _step(text: str | None) -> int | str | None:
@@ -195,12 +210,22 @@ def _compile_cache(wanted: bool) -> None:
     if wanted:
         import jax
 
-        from jaxpar.data.cache import root
+        from jaxpar.cache import root
 
         jax.config.update("jax_compilation_cache_dir", str(root() / "compiled"))
 
 
-def _tell(found: dict, as_json: bool) -> None:
+def _print_report(report: Any, as_json: bool) -> None:
+    """One JSON object, or a table."""
+    from jaxpar.tables import print_report
+
+    if as_json:
+        print(json.dumps(report.to_json()))
+    else:
+        print_report(report)
+
+
+def _print_items(found: dict[str, Any], as_json: bool) -> None:
     """One JSON object on stdout, or a line for each of its items; by process 0."""
     from jaxpar.partition import cluster
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from jaxpar.errors import UserError
+
 ROUNDS = 8
 
 
@@ -12,7 +14,7 @@ def order(seed: int, step: int, rows: int, n_windows: int) -> np.ndarray:
     depends on nothing but (seed, s, i), and any step is found at once.
     """
     if n_windows < 1:
-        raise ValueError(f"n_windows={n_windows}: there is nothing to put in order.")
+        raise UserError(f"n_windows={n_windows}: there is nothing to put in order.")
     numbers = step * rows + np.arange(rows, dtype=np.int64)
     epochs, places = numbers // n_windows, numbers % n_windows
     ids = np.empty(rows, np.int64)

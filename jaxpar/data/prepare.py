@@ -1,76 +1,69 @@
-"""A corpus prepared: its tokenizer, its windows, and what they hold."""
+"""A corpus prepared for training: its tokenizer, its windows, and what they hold."""
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
-from jaxpar.config import UserError
-from jaxpar.data import cache, layout, pairs, tokenizer, windows
-from jaxpar.data.corpus import Corpus, Document
-from jaxpar.data.layout import Item
+from jaxpar import cache
+from jaxpar.data import token_files, tokenizer, windows
 from jaxpar.data.tokenizer import Tokenizer, TokenizerConfig
-from jaxpar.data.windows import Rows, Windows
+from jaxpar.data.windows import Rows, TokenFile, Windows
+from jaxpar.errors import UserError
+from jaxpar.sources.corpus import Corpus, Document, Example, Lazy
+
+EXAMPLES_FORMAT = 1
+PURPOSE = {"train": "to train on", "heldout": "to hold out", "every": "to score"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Windows to learn from and held out; `fingerprint` covers what made them."""
+    """Windows to train on and windows held out.
+
+    fingerprint: changes with whatever made them. description: counts, for the receipt.
+    """
 
     tokenizer: Tokenizer
     train: Windows
     heldout: Windows
     fingerprint: str
-    description: dict
-
-
-class _Plain(Sequence):
-    """Documents as items without a prompt."""
-
-    def __init__(self, documents: Sequence[Document]):
-        self._documents = documents
-
-    def __len__(self) -> int:
-        return len(self._documents)
-
-    def __getitem__(self, i: int) -> Item:
-        return Item(self._documents[i].text)
+    description: dict[str, Any]
 
 
 def learned(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:
-    """The tokenizer that the training part gives, kept once made."""
+    """The tokenizer learned from the training part, kept in the cache."""
     name = cache.key(
         config=[type(config).__name__, dataclasses.asdict(config)],
-        content=corpus.fingerprint,
+        content=corpus.fingerprint(),
         versions=cache.versions("tokenizers"),
     )
 
     def build(aside) -> None:
-        texts = (document.text for document in corpus.parts["train"])
+        texts = (document.text for document in corpus.by_part["train"])
         config.build(texts).save(aside)
 
-    return tokenizer.load(cache.built(cache.root() / "tokenizers" / name, build))
+    return tokenizer.load(cache.build_once(cache.root() / "tokenizers" / name, build))
 
 
 def text(
     corpus: Corpus, tokens: Tokenizer, *, seq_len: int, batch_size: int, progress: bool
 ) -> Prepared:
-    """Documents one behind the other, in windows of `seq_len` targets."""
+    """Documents one after the other, in windows of `seq_len` targets."""
     need_parts(corpus)
-    path = _plain(corpus, tokens, progress=progress)
-    train_laid = windows.open_laid(path / "train", tokens.pad_id)
-    heldout_laid = windows.open_laid(path / "heldout", tokens.pad_id)
-    train = windows.whole(train_laid, seq_len)
-    heldout = windows.covering(heldout_laid, seq_len)
-    if (have := len(heldout_laid.tokens)) < seq_len + 1:
+    path = _write_documents(corpus, tokens, progress=progress)
+    train_file = windows.open_token_file(path / "train", tokens.pad_id)
+    heldout_file = windows.open_token_file(path / "heldout", tokens.pad_id)
+    train = windows.full_windows(train_file, seq_len)
+    heldout = windows.all_windows(heldout_file, seq_len)
+    if (have := len(heldout_file.tokens)) < seq_len + 1:
         raise UserError(
             f"{corpus.source}: the held-out part has {have} tokens and does not fill "
             f"one window of seq_len + 1 = {seq_len + 1}; give more text, or a "
             f"seq_len of at most {max(have - 1, 0)}."
         )
-    need_batch(corpus, train, batch_size, f"windows of {seq_len} tokens")
-    facts = {"train": _laid_facts(train_laid), "heldout": _laid_facts(heldout_laid)}
-    return _prepared(corpus, tokens, train, heldout, path.name, facts)
+    need_windows(corpus, train, batch_size, f"windows of {seq_len} tokens")
+    counts = {"train": _file_counts(train_file), "heldout": _file_counts(heldout_file)}
+    return _prepared(corpus, tokens, train, heldout, path.name, counts)
 
 
 def answers(
@@ -84,20 +77,20 @@ def answers(
 ) -> Prepared:
     """Prompts with answers, one to a row; only answers are scored."""
     need_parts(corpus)
-    path = _paired(corpus, tokens, progress=progress)
+    path = _write_examples(corpus, tokens, progress=progress)
     train = answer_rows(path / "train", corpus, tokens, seq_len, too_long)
     heldout = answer_rows(path / "heldout", corpus, tokens, seq_len, too_long)
-    need_batch(corpus, heldout, 1, "held-out examples")
-    need_batch(corpus, train, batch_size, "training examples")
-    facts = {"train": _row_facts(train), "heldout": _row_facts(heldout)}
-    return _prepared(corpus, tokens, train, heldout, path.name, facts)
+    need_windows(corpus, heldout, 1, "held-out examples")
+    need_windows(corpus, train, batch_size, "training examples")
+    counts = {"train": _row_counts(train), "heldout": _row_counts(heldout)}
+    return _prepared(corpus, tokens, train, heldout, path.name, counts)
 
 
 def answer_rows(
     path: pathlib.Path, corpus: Corpus, tokens: Tokenizer, seq_len: int, too_long: str
 ) -> Rows:
-    """One part's rows, or the refusal of those that are too long."""
-    rows = Rows(windows.open_laid(path, tokens.pad_id), seq_len)
+    """One part's rows; examples that are too long are refused, or cut."""
+    rows = Rows(windows.open_token_file(path, tokens.pad_id), seq_len)
     if too_long == "refuse" and (n := rows.n_cut + rows.n_left_out):
         raise UserError(
             f"{corpus.source}: {n} of {len(rows) + rows.n_left_out} examples in "
@@ -109,24 +102,28 @@ def answer_rows(
 
 def everything(corpus: Corpus, tokens: Tokenizer, *, seq_len: int) -> Windows:
     """All of a corpus as windows, the last one filled up with weight 0."""
-    if pairs.holds_pairs(corpus.source):
-        path = _paired(corpus, tokens, progress=True)
-        return answer_rows(path / "every", corpus, tokens, seq_len, "refuse")
-    path = _plain(corpus, tokens, progress=True)
-    return windows.covering(windows.open_laid(path / "every", tokens.pad_id), seq_len)
+    need_parts(corpus)
+    (part,) = corpus.parts
+    if corpus.has_only_examples:
+        path = _write_examples(corpus, tokens, progress=True)
+        return answer_rows(path / part, corpus, tokens, seq_len, "refuse")
+    path = _write_documents(corpus, tokens, progress=True)
+    return windows.all_windows(
+        windows.open_token_file(path / part, tokens.pad_id), seq_len
+    )
 
 
 def need_parts(corpus: Corpus) -> None:
-    """Refuses a corpus of which nothing could be held out, or learnt from."""
-    for name, meant in (("train", "to learn from"), ("heldout", "to hold out")):
-        if not corpus.parts.get(name):
+    """Refuses a corpus of which nothing could be held out, or trained on."""
+    for part in corpus.parts:
+        if not corpus.n_records(part):
             raise UserError(
-                f"{corpus.source} leaves nothing {meant}: its documents are too few "
-                "or too short; give more text (several lines or files)."
+                f"{corpus.source} leaves nothing {PURPOSE[part]}: its documents are too "
+                "few or too short; give more text (several lines or files)."
             )
 
 
-def need_batch(corpus: Corpus, found: Windows, least: int, what: str) -> None:
+def need_windows(corpus: Corpus, found: Windows, least: int, what: str) -> None:
     """Refuses fewer windows than one batch."""
     if len(found) < least:
         raise UserError(
@@ -135,46 +132,53 @@ def need_batch(corpus: Corpus, found: Windows, least: int, what: str) -> None:
         )
 
 
-def _plain(corpus: Corpus, tokens: Tokenizer, *, progress: bool) -> pathlib.Path:
-    content = cache.key(content=corpus.fingerprint, parts=[*corpus.parts])
-    return layout.lay_out(
-        corpus.parts,
-        lambda name: _Plain(corpus.parts[name]),
-        tokens,
-        content=content,
-        progress=progress,
+def _write_documents(
+    corpus: Corpus, tokens: Tokenizer, *, progress: bool
+) -> pathlib.Path:
+    def read(part: str) -> Sequence[Example]:
+        documents: Sequence[Document] = corpus.by_part[part]
+        return Lazy(range(len(documents)), lambda i: Example(documents[i].text))
+
+    content = cache.key(content=corpus.fingerprint(), parts=[*corpus.parts])
+    return token_files.write_token_files(
+        corpus.parts, read, tokens, content=content, progress=progress
     )
 
 
-def _paired(corpus: Corpus, tokens: Tokenizer, *, progress: bool) -> pathlib.Path:
+def _write_examples(
+    corpus: Corpus, tokens: Tokenizer, *, progress: bool
+) -> pathlib.Path:
     content = cache.key(
-        content=corpus.fingerprint, parts=[*corpus.parts], pairs=pairs.FORMAT
+        content=corpus.fingerprint(), parts=[*corpus.parts], pairs=EXAMPLES_FORMAT
     )
-    return layout.lay_out(
-        corpus.parts,
-        functools.partial(pairs.read, corpus),
-        tokens,
-        content=content,
-        progress=progress,
+    return token_files.write_token_files(
+        corpus.parts, corpus.examples, tokens, content=content, progress=progress
     )
 
 
-def _prepared(corpus, tokens, train, heldout, fingerprint, facts) -> Prepared:
+def _prepared(
+    corpus: Corpus,
+    tokens: Tokenizer,
+    train: Windows,
+    heldout: Windows,
+    fingerprint: str,
+    counts: dict[str, dict[str, int]],
+) -> Prepared:
     description = {
         "source": corpus.source,
-        "content": corpus.fingerprint,
+        "content": corpus.fingerprint(),
         "tokenizer": tokens.fingerprint,
         **corpus.facts,
     }
     for name, part in (("train", train), ("heldout", heldout)):
-        counts = {"windows": len(part), "scored": part.n_tokens, "bytes": part.n_bytes}
-        description[name] = {**counts, **facts[name]}
+        scored = {"windows": len(part), "scored": part.n_tokens, "bytes": part.n_bytes}
+        description[name] = {**scored, **counts[name]}
     return Prepared(tokens, train, heldout, fingerprint, description)
 
 
-def _laid_facts(laid: windows.Laid) -> dict:
-    return {"documents": len(laid.ends), "tokens": len(laid.tokens)}
+def _file_counts(file: TokenFile) -> dict[str, int]:
+    return {"documents": len(file.ends), "tokens": len(file.tokens)}
 
 
-def _row_facts(rows: Rows) -> dict:
+def _row_counts(rows: Rows) -> dict[str, int]:
     return {"cut": rows.n_cut, "left_out": rows.n_left_out}

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from jaxpar.config import UserError
+from jaxpar.errors import UserError
 
 SPECIAL = ("pad", "bos", "eos")
 FILE = "tokenizer.json"

@@ -2,13 +2,13 @@
 
 import abc
 import dataclasses
-import hashlib
 import json
 import pathlib
 
 import numpy as np
 
-from jaxpar.config import UserError
+from jaxpar import cache
+from jaxpar.errors import UserError
 
 CHECKED_BYTES = 1 << 30
 """Token files up to this size are hashed when they are opened."""
@@ -29,7 +29,7 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True)
-class Laid:
+class TokenFile:
     """Items one behind the other; an item is a begin, a prompt, an answer, an end.
 
     Plain documents have an empty prompt. `ends[k]` is where item k stops in `tokens`,
@@ -68,7 +68,7 @@ class Windows(abc.ABC):
 class Stream(Windows):
     """Windows that overlap by one token, so each is a target exactly once."""
 
-    def __init__(self, laid: Laid, seq_len: int, n_windows: int):
+    def __init__(self, laid: TokenFile, seq_len: int, n_windows: int):
         self._laid, self._starts = laid, laid.starts
         self._seq_len, self._n = seq_len, n_windows
         used = min(len(laid.tokens), n_windows * seq_len + 1)
@@ -104,7 +104,7 @@ class Rows(Windows):
     `n_cut` counts those, `n_left_out` the items whose answer alone does not fit.
     """
 
-    def __init__(self, laid: Laid, seq_len: int):
+    def __init__(self, laid: TokenFile, seq_len: int):
         self._laid, self._starts = laid, laid.starts
         self._width = seq_len + 1
         lengths = laid.ends - self._starts
@@ -141,17 +141,17 @@ class Rows(Windows):
         )
 
 
-def whole(laid: Laid, seq_len: int) -> Stream:
+def full_windows(laid: TokenFile, seq_len: int) -> Stream:
     """The windows that are full; the tokens behind the last one are left."""
     return Stream(laid, seq_len, max(len(laid.tokens) - 1, 0) // seq_len)
 
 
-def covering(laid: Laid, seq_len: int) -> Stream:
+def all_windows(laid: TokenFile, seq_len: int) -> Stream:
     """Every token in a window; the last one is filled up with weight 0."""
     return Stream(laid, seq_len, -(-(len(laid.tokens) - 1) // seq_len))
 
 
-def open_laid(directory: pathlib.Path, pad_id: int) -> Laid:
+def open_token_file(directory: pathlib.Path, pad_id: int) -> TokenFile:
     """Maps the files that `prepare` wrote, if they are still what was written."""
     try:
         meta = json.loads((directory / "meta.json").read_text())
@@ -160,7 +160,7 @@ def open_laid(directory: pathlib.Path, pad_id: int) -> Laid:
         items = np.load(directory / "items.npy", allow_pickle=False)
         damaged = len(tokens) != meta["tokens"] or items.shape[1] != meta["items"]
         if not damaged and path.stat().st_size <= CHECKED_BYTES:
-            damaged = sha256(path) != meta["sha256"]
+            damaged = cache.sha256(path) != meta["sha256"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{directory} cannot be read ({error}); delete it and prepare again."
@@ -171,13 +171,7 @@ def open_laid(directory: pathlib.Path, pad_id: int) -> Laid:
             f"{directory} and prepare again."
         )
     ends, prompts, sizes = items
-    return Laid(tokens, ends, prompts, sizes, pad_id, meta["xz_nats_per_byte"])
-
-
-def sha256(path: pathlib.Path) -> str:
-    """The hash of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return TokenFile(tokens, ends, prompts, sizes, pad_id, meta["xz_nats_per_byte"])
 
 
 def _filled_up(width: int, pad_id: int, *, tokens, segments, positions, weights):

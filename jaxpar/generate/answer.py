@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxpar.checkpoint.opened import Opened, open_run
-from jaxpar.config import UserError
+from jaxpar.errors import UserError
 from jaxpar.generate.logits import logits_of
-from jaxpar.generate.sample import Generator, Sampling
+from jaxpar.generate.sampling import Generator, Sampling
 from jaxpar.partition.layout import Layout
+from jaxpar.run.directory import Step
+from jaxpar.run.opening import OpenRun, open_run
 
 
 def main(
@@ -20,7 +21,7 @@ def main(
     prompts: Sequence[str] = (),
     token_ids: Sequence[int] | None = None,
     how: Sampling | None = None,
-    step: int | str | None = None,
+    step: Step = None,
     layout: Layout | str | None = None,
     devices: int | None = None,
     classes: tuple[type, ...] = (),
@@ -42,13 +43,13 @@ def main(
     return {"step": opened.step, "tokens": answers, "text": text}
 
 
-def generator(opened: Opened, how: Sampling) -> Generator:
+def generator(opened: OpenRun, how: Sampling) -> Generator:
     """The compiled sampler of an opened run; reusable for more prompts."""
     return Generator(opened.recipe, opened.placed, opened.params, how=how)
 
 
 def answer(
-    opened: Opened, prompts: Sequence[str], how: Sampling, *, stream: bool = False
+    opened: OpenRun, prompts: Sequence[str], how: Sampling, *, stream: bool = False
 ) -> tuple[list[list[int]], list[str]]:
     """Ids and text that continue each prompt, up to the end of text."""
     tokens = opened.tokenizer
@@ -107,8 +108,8 @@ class _Streamed:
         sys.stdout.flush()
 
 
-def _decoded(opened: Opened, answers: list[list[int]]) -> list[str]:
+def _decoded(opened: OpenRun, answers: list[list[int]]) -> list[str]:
     """Text where the run has a tokenizer; none is needed for ids."""
-    if not opened.home.tokenizer_dir.is_dir():
+    if not opened.run_dir.tokenizer_dir.is_dir():
         return [""] * len(answers)
     return [opened.tokenizer.decode(ids) for ids in answers]

@@ -1,17 +1,24 @@
-"""What every device holds of an experiment's parameters."""
+"""What every device holds of an experiment's state, allocating nothing."""
 
 import dataclasses
-import html
 import math
 from collections.abc import Iterator
+from typing import Any
 
-from jaxpar.checkpoint.run import RunDir
-from jaxpar.config import paths
-from jaxpar.experiment import FromSource
-from jaxpar.partition.layout import Layout
+import jax
 
-KIB, MIB, GIB = 2**10, 2**20, 2**30
+from jaxpar.experiment import Experiment, Finetune
+from jaxpar.models.describe import describe
+from jaxpar.partition.layout import Layout, as_layout
+from jaxpar.run.directory import RunDir
+from jaxpar.tables import Cells, Grid, size_of
+from jaxpar.tree import flatten
+
 HEADS = ("parameter", "axes", "shape", "on each device", "bytes")
+NOT_COUNTED = (
+    "Not counted: activations, batches, and what a step needs for a time (gathered "
+    "weights, buffers)."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,22 +36,33 @@ class Row:
     spare: tuple[str, ...]
 
     @property
-    def cells(self) -> tuple[str, ...]:
-        pieces = str(self.shape), str(self.piece), _size(self.bytes)
+    def cells(self) -> Cells:
+        """As texts."""
+        pieces = str(self.shape), str(self.piece), size_of(self.bytes)
         return self.path, " ".join(self.axes), *pieces
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Parameters under a layout, the largest piece first; text, HTML or JSON."""
+    """Parameters under a layout, the largest piece first; text, HTML or JSON.
 
+    optimizer: bytes of the optimizer's state on each device.
+    """
+
+    model: str
     layout: Layout
     rows: tuple[Row, ...]
+    optimizer: int
 
     @property
     def bytes(self) -> int:
         """What the parameters take on each device."""
         return sum(row.bytes for row in self.rows)
+
+    @property
+    def gradients(self) -> int:
+        """What the gradients take on each device: as much as the parameters."""
+        return self.bytes
 
     @property
     def count(self) -> int:
@@ -61,71 +79,112 @@ class Table:
         return {axis: size for axis, size in found.items() if size}
 
     @property
-    def footer(self) -> list[str]:
+    def grid(self) -> Grid:
+        """Heading, rows and sums."""
+        devices = "device" if self.layout.n_devices == 1 else "devices"
+        heading = (
+            self.model,
+            f"layout {self.layout.spelling} on {self.layout.n_devices} {devices}",
+        )
+        rows = [row.cells for row in self.rows]
+        return Grid(HEADS, rows, left=4, before=heading, after=self._sums())
+
+    def _sums(self) -> list[str]:
+        total = self.bytes + self.gradients + self.optimizer
         lines = [
-            f"{len(self.rows)} parameters, {self.count:,} numbers, "
-            f"{_size(self.bytes, total=True)} on each device"
+            f"{len(self.rows)} parameters, {self.count:,} numbers",
+            f"On each device: parameters {size_of(self.bytes)}, gradients "
+            f"{size_of(self.gradients)}, optimizer state {size_of(self.optimizer)}; "
+            f"together {size_of(total)}",
         ]
         for axis, size in self.replicated.items():
-            ways = self.layout.sizes[axis]
             lines.append(
-                f"{_size(size)} of it is copied {ways} times over {axis}, "
-                "which could split it"
+                f"{size_of(size)} of the parameters is copied "
+                f"{self.layout.sizes[axis]} times over {axis}, which could split it"
             )
-        return lines
+        return [*lines, NOT_COUNTED]
 
     def __str__(self) -> str:
-        table = [row.cells for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [_aligned(cells, widths) for cells in table]
-        return "\n".join(lines + [line.rjust(len(lines[0])) for line in self.footer])
+        return str(self.grid)
+
+    def __rich__(self) -> Any:
+        return self.grid
 
     def _repr_html_(self) -> str:
-        head = _tr("th", HEADS)
-        body = "".join(_tr("td", row.cells) for row in self.rows)
-        foot = "<br>".join(map(html.escape, self.footer))
-        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table><p>{foot}</p>"
+        return self.grid.html()
 
-    def to_json(self) -> dict:
-        """The same as one object, sizes in bytes."""
+    def to_json(self) -> dict[str, Any]:
+        """The same as one object, sizes in bytes on each device."""
         return {
+            "model": self.model,
             "layout": self.layout.spelling,
+            "devices": self.layout.n_devices,
             "parameters": [dataclasses.asdict(row) for row in self.rows],
             "count": self.count,
             "bytes": self.bytes,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
             "replicated": self.replicated,
         }
 
 
-def show(run, layout: Layout | str | None = None, *, classes=()) -> Table:
-    """The parameters of an experiment under its layout, or under another one.
+def show(
+    experiment: Experiment,
+    layout: Layout | str | None = None,
+    *,
+    classes: tuple[type, ...] = (),
+) -> Table:
+    """The state of an experiment under its layout, or under another one.
 
     classes: those which config.json of a fine-tune's source names and jaxpar lacks.
-    Raises ValueError where the layout cannot split a parameter, or the batch.
+
+    Raises:
+      UserError: the layout cannot split a parameter, or the batch.
     """
-    if isinstance(layout, str):
-        layout = Layout.parse(layout)
-    if isinstance(run.model, FromSource):
-        source = RunDir(run.start_from).open(*classes)
-        run = dataclasses.replace(run, model=source.model)
-    run = dataclasses.replace(run, layout=layout or run.layout)
-    rows = sorted(_rows(run), key=lambda row: (-row.bytes, row.path))
-    return Table(run.layout, tuple(rows))
+    if isinstance(experiment, Finetune):
+        source = RunDir(experiment.start_from)
+        experiment = experiment.with_model_of(lambda: source.open(*classes))
+    if layout is not None:
+        experiment = dataclasses.replace(experiment, layout=as_layout(layout))
+    rows = sorted(_rows(experiment), key=lambda row: (-row.bytes, row.path))
+    return Table(
+        describe(experiment.model),
+        experiment.layout,
+        tuple(rows),
+        _optimizer_bytes(experiment),
+    )
 
 
-def _rows(run) -> Iterator[Row]:
-    anatomy = run.recipe().anatomy
-    names = paths(anatomy.names)
-    for path, array in paths(anatomy.shapes).items():
+def _rows(experiment: Experiment) -> Iterator[Row]:
+    layout, anatomy = experiment.layout, experiment.recipe().anatomy
+    names = flatten(anatomy.names)
+    for path, array in flatten(anatomy.shapes).items():
         for which in ("stored", "optimizer", "computed"):
-            run.layout.check(path, array.shape, names[path], which)
-        piece = run.layout.piece(array.shape, names[path])
-        size = math.prod(piece) * array.dtype.itemsize
-        spare = _spare(run.layout, names[path], piece)
-        yield Row(path, names[path], array.shape, piece, size, spare)
+            layout.check(path, array.shape, names[path], which)
+        piece = layout.piece(array.shape, names[path])
+        n_bytes = math.prod(piece) * array.dtype.itemsize
+        spare = _spare(layout, names[path], piece)
+        yield Row(path, names[path], array.shape, piece, n_bytes, spare)
 
 
-def _spare(layout: Layout, names, piece: tuple[int, ...]) -> tuple[str, ...]:
+def _optimizer_bytes(experiment: Experiment) -> int:
+    """Bytes of the optimizer's state on each device."""
+    recipe, layout = experiment.recipe(), experiment.layout
+    names = flatten(recipe.anatomy.names)
+    state = recipe.abstract(layout).opt_state
+    total = 0
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(state):
+        path = recipe.parameter_of(keys, leaf)
+        shape = leaf.shape
+        if path is not None:
+            shape = layout.piece(shape, names[path], "optimizer")
+        total += math.prod(shape) * leaf.dtype.itemsize
+    return total
+
+
+def _spare(
+    layout: Layout, names: tuple[str, ...], piece: tuple[int, ...]
+) -> tuple[str, ...]:
     used = {axis for dim in layout.split(names, "stored") for axis in dim}
     # The scan walks over layers: they are no dimension to split.
     sizes = [n for name, n in zip(names, piece, strict=True) if name != "layers"]
@@ -134,18 +193,3 @@ def _spare(layout: Layout, names, piece: tuple[int, ...]) -> tuple[str, ...]:
         for axis, ways in layout.sizes.items()
         if ways > 1 and axis not in used and any(n % ways == 0 for n in sizes)
     )
-
-
-def _size(n: int, total: bool = False) -> str:
-    if total and n >= GIB / 100:
-        return f"{n / GIB:.2f} GiB"
-    return f"{n / MIB:.1f} MiB" if n >= MIB / 10 else f"{n / KIB:.1f} KiB"
-
-
-def _aligned(cells: tuple[str, ...], widths: list[int]) -> str:
-    *left, last = (cell.ljust(n) for cell, n in zip(cells, widths, strict=True))
-    return "   ".join([*left, last.strip().rjust(widths[-1])])
-
-
-def _tr(tag: str, cells) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"

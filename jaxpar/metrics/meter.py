@@ -1,7 +1,7 @@
 """Rates of a training step: tokens per second, share of the hardware's peak."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from jaxpar import hardware
@@ -30,7 +30,7 @@ class Meter:
         return {**row, **rates}
 
 
-def meter_on(devices: Sequence[Any], *, forward_flops: float) -> Meter:
+def meter_on(devices: Iterable[Any], *, forward_flops: float) -> Meter:
     """The meter of a step on these devices; forward_flops as of `model_flops`."""
     peaks = [hardware.peak_flops(device.device_kind) for device in devices]
     known = [peak for peak in peaks if peak is not None]

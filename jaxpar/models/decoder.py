@@ -1,35 +1,26 @@
 """The decoder: GPT-2's form, Llama's form, and what lies between."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxpar.nn.attention import Attention, AttentionConfig, LayerCache, Remembered
-from jaxpar.nn.dense import lookup, project
+from jaxpar.errors import UserError
+from jaxpar.models.base import Aux, ModelConfig
+from jaxpar.nn.attention import Attention, AttentionConfig, CacheIndex, LayerCache
 from jaxpar.nn.dropout import dropout, for_layer
+from jaxpar.nn.embed import lookup
+from jaxpar.nn.linear import project
 from jaxpar.nn.mlp import MLP, MLPConfig
 from jaxpar.nn.norm import NormConfig, RMSNorm
-from jaxpar.nn.param import fan_in, normal, param, wide
-from jaxpar.nn.places import NOWHERE, Places
+from jaxpar.nn.param import fan_in, normal, param
+from jaxpar.nn.places import NO_DOCUMENT, Places
 from jaxpar.nn.stack import policy, scan, stacked
 from jaxpar.partition.notes import note
-from jaxpar.partition.place import constrain, precision
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """What a model is, as a value: `build(rngs)` makes it."""
-
-    if TYPE_CHECKING:
-        # Each kind has them, as a field or a property.
-        vocab_size: int = dataclasses.field(init=False)
-        max_positions: int = dataclasses.field(init=False)
-
-    def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        raise NotImplementedError(f"{type(self).__name__} builds no model.")
+from jaxpar.partition.precision import wide
+from jaxpar.partition.sharding import constrain, current_precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +48,7 @@ class DecoderConfig(ModelConfig):
     def __post_init__(self):
         policy(self.remat)
         if self.n_layers % len(self.windows):
-            raise ValueError(
+            raise UserError(
                 f"n_layers={self.n_layers} is no multiple of the pattern of "
                 f"{len(self.windows)} windows."
             )
@@ -71,18 +62,11 @@ class DecoderConfig(ModelConfig):
         return Decoder(self, rngs)
 
 
-class Aux(NamedTuple):
-    """What a model returns beside its activations: a new cache, and reports."""
-
-    cache: Any = None
-    report: Any = None
-
-
 class Cache(NamedTuple):
     """Keys and values of all layers [L, B, S, K, H], their places, how many."""
 
     layers: Any
-    shared: Remembered
+    shared: CacheIndex
 
 
 class Block(nnx.Module):
@@ -193,7 +177,7 @@ class Decoder(nnx.Module):
         config = self.config
         K, H = config.attention.n_kv_heads, config.attention.head_dim
         n = config.n_layers // len(config.windows)
-        kind = jnp.dtype(precision().compute)
+        kind = jnp.dtype(current_precision().compute)
 
         def empty():
             # Two arrays: one buffer cannot be donated twice.
@@ -210,15 +194,15 @@ class Decoder(nnx.Module):
         blocks = tuple(empty() for _ in config.windows)
         where = Places(
             jnp.zeros((batch, length), jnp.int32),
-            jnp.full((batch, length), NOWHERE, jnp.int32),
+            jnp.full((batch, length), NO_DOCUMENT, jnp.int32),
         )
         return Cache(
             blocks if len(blocks) > 1 else next(iter(blocks)),
-            Remembered(where, jnp.zeros((), jnp.int32)),
+            CacheIndex(where, jnp.zeros((), jnp.int32)),
         )
 
 
-def _remember(shared: Remembered, where: Places) -> Remembered:
+def _remember(shared: CacheIndex, where: Places) -> CacheIndex:
     """The places of a cache with those of the new tokens written behind."""
 
     def write(old, new):
@@ -226,4 +210,4 @@ def _remember(shared: Remembered, where: Places) -> Remembered:
             old, new.astype(old.dtype), shared.filled, axis=1
         )
 
-    return Remembered(Places(*map(write, shared.where, where)), shared.filled)
+    return CacheIndex(Places(*map(write, shared.where, where)), shared.filled)

@@ -1,9 +1,9 @@
 """Named sizes of published decoders."""
 
 from jaxpar.models.decoder import DecoderConfig
-from jaxpar.nn.attention import AttentionConfig, NoNorm
+from jaxpar.nn.attention import AttentionConfig
 from jaxpar.nn.mlp import MLPConfig
-from jaxpar.nn.norm import LayerNorm, NormConfig, RMSNorm
+from jaxpar.nn.norm import LayerNorm, NoNorm, NormConfig, RMSNorm
 
 PLAIN = NoNorm()
 

@@ -6,30 +6,16 @@ from typing import NamedTuple
 import jax
 from flax import nnx
 
-from jaxpar.nn.dense import dense, dense_each, plus
-from jaxpar.nn.kernel import Tiled
-from jaxpar.nn.norm import NormConfig
+from jaxpar.errors import UserError
+from jaxpar.nn.context_parallel import over_seq
+from jaxpar.nn.flash_attention import FlashAttention
+from jaxpar.nn.linear import add_bias, dense, dense_each
+from jaxpar.nn.norm import NoNorm, NormConfig
 from jaxpar.nn.param import constant, fan_in, param
 from jaxpar.nn.places import Places
 from jaxpar.nn.rope import rotate
 from jaxpar.partition.notes import note
-from jaxpar.partition.place import constrain
-from jaxpar.partition.sequence import over_seq
-
-
-@dataclasses.dataclass(frozen=True)
-class NoNorm(NormConfig):
-    """No normalisation at all."""
-
-    def build(self, *, rngs: nnx.Rngs, **dims: int) -> nnx.Module:
-        return Same()
-
-
-class Same(nnx.Module):
-    """The identity."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x
+from jaxpar.partition.sharding import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +35,12 @@ class AttentionConfig:
 
     def __post_init__(self):
         if self.n_heads % self.n_kv_heads:
-            raise ValueError(
+            raise UserError(
                 f"n_heads={self.n_heads} is no multiple of n_kv_heads="
                 f"{self.n_kv_heads}."
             )
         if self.rope_theta and self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even to be rotated.")
+            raise UserError(f"head_dim={self.head_dim} must be even to be rotated.")
 
 
 class LayerCache(NamedTuple):
@@ -64,7 +50,7 @@ class LayerCache(NamedTuple):
     v: jax.Array
 
 
-class Remembered(NamedTuple):
+class CacheIndex(NamedTuple):
     """What all layers of a cache share: places [B, S] and how much is filled."""
 
     where: Places
@@ -97,7 +83,7 @@ class Attention(nnx.Module):
         x: jax.Array,
         where: Places,
         cache: LayerCache | None = None,
-        remembered: Remembered | None = None,
+        remembered: CacheIndex | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
         config = self.config
         q_BTNH, k_BTKH, v_BTKH = dense_each(
@@ -107,9 +93,9 @@ class Attention(nnx.Module):
             ("BTD,DKH->BTKH", self.w_v),
         )
         if config.bias:
-            q_BTNH = plus(q_BTNH, self.b_q)
-            k_BTKH = plus(k_BTKH, self.b_k)
-            v_BTKH = plus(v_BTKH, self.b_v)
+            q_BTNH = add_bias(q_BTNH, self.b_q)
+            k_BTKH = add_bias(k_BTKH, self.b_k)
+            v_BTKH = add_bias(v_BTKH, self.b_v)
         q_BTNH = self._by_heads(q_BTNH, self.q_norm, where, "heads")
         k_BTKH = self._by_heads(k_BTKH, self.k_norm, where, "kv_heads")
         where_k = None
@@ -119,11 +105,11 @@ class Attention(nnx.Module):
                 _written(cache.v, v_BTKH, remembered.filled),
             )
             k_BTKH, v_BTKH, where_k = cache.k, cache.v, remembered.where
-        kernel = Tiled(config.window)
+        kernel = FlashAttention(config.window)
         mixed_BTNH = over_seq(kernel, q_BTNH, k_BTKH, v_BTKH, where, where_k)
         out = dense("BTNH,NHD->BTD", note("attn/mixed", mixed_BTNH), self.w_o)
         if config.bias:
-            out = plus(out, self.b_o)
+            out = add_bias(out, self.b_o)
         return note("attn/out", constrain(out, "batch", "seq", "embed")), cache
 
     def _by_heads(self, x, norm, where: Places, heads: str) -> jax.Array:

@@ -5,7 +5,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 
-from jaxpar.partition.place import constrain, order
+from jaxpar.partition.sharding import constrain, token_numbers
 
 
 def dropout(x: jax.Array, keys: jax.Array | None, name: str, rate: float) -> jax.Array:
@@ -13,7 +13,7 @@ def dropout(x: jax.Array, keys: jax.Array | None, name: str, rate: float) -> jax
     and the token's place in the row, wherever a layout puts it."""
     if keys is None or rate == 0.0:
         return x
-    number, tokens = zlib.crc32(name.encode()), order(x.shape[1])
+    number, tokens = zlib.crc32(name.encode()), token_numbers(x.shape[1])
 
     def draw(key):
         key = jax.random.fold_in(key, number)

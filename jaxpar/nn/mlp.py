@@ -5,10 +5,12 @@ import dataclasses
 import jax
 from flax import nnx
 
-from jaxpar.nn.dense import dense, dense_each, plus
-from jaxpar.nn.param import constant, fan_in, param, wide
+from jaxpar.errors import UserError
+from jaxpar.nn.linear import add_bias, dense, dense_each
+from jaxpar.nn.param import constant, fan_in, param
 from jaxpar.partition.notes import note
-from jaxpar.partition.place import constrain
+from jaxpar.partition.precision import wide
+from jaxpar.partition.sharding import constrain
 
 ACTIVATIONS = {
     "gelu": jax.nn.gelu,
@@ -28,7 +30,7 @@ class MLPConfig:
 
     def __post_init__(self):
         if self.activation not in ACTIVATIONS:
-            raise ValueError(
+            raise UserError(
                 f"activation={self.activation!r}; there are {', '.join(ACTIVATIONS)}."
             )
 
@@ -52,7 +54,7 @@ class MLP(nnx.Module):
         into = [self.w_up, self.w_gate] if self.config.gated else [self.w_up]
         up_BTF, *gate = dense_each(x, *(("BTD,DF->BTF", w) for w in into))
         if self.config.bias:
-            up_BTF = plus(up_BTF, self.b_up)
+            up_BTF = add_bias(up_BTF, self.b_up)
         if gate:
             hidden_BTF = act(wide(gate[0])).astype(x.dtype) * up_BTF
         else:
@@ -60,5 +62,5 @@ class MLP(nnx.Module):
         hidden_BTF = constrain(hidden_BTF, "batch", "seq", "mlp")
         out = dense("BTF,FD->BTD", note("mlp/hidden", hidden_BTF), self.w_down)
         if self.config.bias:
-            out = plus(out, self.b_down)
+            out = add_bias(out, self.b_down)
         return note("mlp/out", constrain(out, "batch", "seq", "embed"))

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxpar.nn.param import constant, param, wide
-from jaxpar.partition.place import gather
+from jaxpar.nn.param import constant, param
+from jaxpar.partition.precision import wide
+from jaxpar.partition.sharding import gather
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,21 @@ class LayerNorm(NormConfig):
 
     def build(self, *, rngs: nnx.Rngs, **dims: int) -> nnx.Module:
         return Layer(self.eps, dims, rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoNorm(NormConfig):
+    """No normalisation at all."""
+
+    def build(self, *, rngs: nnx.Rngs, **dims: int) -> nnx.Module:
+        return Identity()
+
+
+class Identity(nnx.Module):
+    """The identity."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
 
 
 class RMS(nnx.Module):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxpar import axes
-from jaxpar.partition.place import precision
+from jaxpar.errors import UserError
+from jaxpar.partition.sharding import current_precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +51,9 @@ def param(rngs: nnx.Rngs, init: Init, **dims: int) -> nnx.Param:
     """A parameter at rest; the keywords name and size its axes, in order."""
     unknown = sorted(dims.keys() - set(axes.NAMES))
     if unknown:
-        raise ValueError(f"Unknown axis {unknown}; jaxpar.axes knows {axes.NAMES}.")
-    value = init(rngs.params(), dims, jnp.dtype(precision().params))
+        raise UserError(f"Unknown axis {unknown}; jaxpar.axes knows {axes.NAMES}.")
+    value = init(rngs.params(), dims, jnp.dtype(current_precision().params))
     # Only names here: without eager sharding a model can be built where no mesh is.
     return nnx.Param(
         value, out_sharding=tuple(dims), eager_sharding=False, constant=init.constant
     )
-
-
-def wide(x: jax.Array) -> jax.Array:
-    """The array in no less than single precision (float64 stays float64)."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

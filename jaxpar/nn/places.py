@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-NOWHERE = -1
+NO_DOCUMENT = -1
 
 
 class Places(NamedTuple):
@@ -15,7 +15,7 @@ class Places(NamedTuple):
     segments: jax.Array
 
 
-def whole(tokens: jax.Array) -> Places:
+def one_document_per_row(tokens: jax.Array) -> Places:
     """Places of rows that are one document each, from its start."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     return Places(positions, jnp.zeros_like(tokens))

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxpar.nn.param import wide
+from jaxpar.partition.precision import wide
 
 
 def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:

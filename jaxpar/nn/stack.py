@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxpar.errors import UserError
 from jaxpar.partition.notes import recorded, recording
-from jaxpar.partition.pipeline import stages
+from jaxpar.partition.stages import stages
 
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
@@ -28,7 +29,7 @@ def policy(name: str):
     if name.startswith("save:"):
         return jax.checkpoint_policies.save_only_these_names(*name[5:].split("+"))
     if name not in REMAT:
-        raise ValueError(
+        raise UserError(
             f"remat={name!r}; there are {', '.join(REMAT)} and save:NAME+NAME."
         )
     return REMAT[name]

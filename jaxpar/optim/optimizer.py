@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from jaxpar.config import paths
+from jaxpar.errors import UserError
 from jaxpar.optim.schedule import Schedule
 from jaxpar.optim.select import is_matrix, matching, sides
-from jaxpar.partition.place import share_out
+from jaxpar.partition.sharding import distribute
+from jaxpar.tree import flatten, path_of
 
 
 class Optimizer(NamedTuple):
@@ -48,25 +49,24 @@ class OptimConfig:
     freeze: tuple[str, ...] = ()
     moments: Literal["float32", "bfloat16"] = "float32"
 
-    def __new__(cls, *_args, **_fields) -> "OptimConfig":
-        return object.__new__(AdamW if cls is OptimConfig else cls)
-
     def __post_init__(self):
+        if type(self) is OptimConfig:
+            raise UserError("OptimConfig names no optimizer; write AdamW or Muon.")
         if self.decay_shape not in ("cosine", "linear"):
-            raise ValueError(f"decay_shape={self.decay_shape!r}: cosine or linear.")
+            raise UserError(f"decay_shape={self.decay_shape!r}: cosine or linear.")
         if not (self.peak_lr > 0 and self.clip_norm > 0):
-            raise ValueError(
+            raise UserError(
                 f"peak_lr={self.peak_lr}, clip_norm={self.clip_norm}; must be above 0."
             )
         if not (0 <= self.final_lr <= 1 and self.weight_decay >= 0):
-            raise ValueError(
+            raise UserError(
                 f"final_lr={self.final_lr} is a fraction of peak_lr, from 0 to 1; "
                 f"weight_decay={self.weight_decay} must be 0 or more."
             )
         if self.moments not in ("float32", "bfloat16"):
-            raise ValueError(f"moments={self.moments!r}: float32 or bfloat16.")
+            raise UserError(f"moments={self.moments!r}: float32 or bfloat16.")
         if min(self.warmup_steps, self.decay_steps) < 0 or self.stable_steps < -1:
-            raise ValueError(
+            raise UserError(
                 f"warmup_steps={self.warmup_steps}, stable_steps={self.stable_steps}, "
                 f"decay_steps={self.decay_steps}; each must be 0 or more (stable_steps "
                 "may be -1: until the stopping rule begins the decay)."
@@ -90,7 +90,7 @@ class OptimConfig:
 
     def build(self, names: dict, constant: frozenset[str]) -> Optimizer:
         """The optimizer for parameters of these names, some of them born constant."""
-        flat = paths(names)
+        flat = flatten(names)
         frozen = matching(self.freeze, flat, field="optim.freeze")
         still = constant | matching(self.no_decay, flat, field="optim.no_decay")
         moving = optax.chain(
@@ -183,7 +183,7 @@ def _orthogonal(
 
     def apart(tree):
         def place(keys, x):
-            return share_out(x, *names[_path(keys)], over="layers")
+            return distribute(x, *names[path_of(keys)], over="layers")
 
         return jax.tree_util.tree_map_with_path(place, tree)
 
@@ -211,18 +211,16 @@ def by_path(f: Callable[[str], Any]) -> Callable[[Any], Any]:
     """A function from a parameter tree to a tree of f(path)."""
 
     def tree(params):
-        return jax.tree_util.tree_map_with_path(lambda keys, _: f(_path(keys)), params)
+        return jax.tree_util.tree_map_with_path(
+            lambda keys, _: f(path_of(keys)), params
+        )
 
     return tree
 
 
-def _path(keys) -> str:
-    return "/".join(str(key.key) for key in keys)
-
-
 def _scaled_to_adam(updates, matrices):
     def scale(keys, x):
-        rows, columns = matrices[_path(keys)]
+        rows, columns = matrices[path_of(keys)]
         longer = max(math.prod(x.shape[i] for i in side) for side in (rows, columns))
         return x * (0.2 * math.sqrt(longer))
 

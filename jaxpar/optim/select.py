@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from jaxpar.config import UserError
+from jaxpar.errors import UserError
 
 
 def matching(globs: Iterable[str], paths: Iterable[str], *, field: str) -> set[str]:

@@ -19,7 +19,7 @@ import jax
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
-from jaxpar.config import UserError
+from jaxpar.errors import OtherProcessFailed, UserError, exit_status, one_line
 
 # A process is taken for dead once it has not been heard of for so long.
 HEARTBEAT_SECONDS = 100
@@ -30,14 +30,6 @@ WAIT_MS = 48 * 3600 * 1000
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
 T = TypeVar("T")
 _rounds = itertools.count()
-
-
-class Elsewhere(ValueError):
-    """Another process failed; this one stops with its words and exit status."""
-
-    def __init__(self, text: str, exit_code: int):
-        super().__init__(text)
-        self.exit_code = exit_code
 
 
 def count() -> int:
@@ -102,7 +94,7 @@ def start(
         ) from error
 
 
-def refuse(what: str, instead: str) -> None:
+def require_single_process(what: str, instead: str) -> None:
     """Refuses what only one process can do, where it was started as one of many."""
     if found := _environment() or (count() > 1 and "JAX"):
         raise UserError(
@@ -111,12 +103,12 @@ def refuse(what: str, instead: str) -> None:
         )
 
 
-def same(**facts: Any) -> None:
+def require_same(**facts: Any) -> None:
     """Refuses to go on where a process was given something else than process 0."""
     if count() == 1:
         return
-    theirs = agreed(facts)
-    with together():
+    theirs = broadcast(facts)
+    with synchronized():
         for name, mine in facts.items():
             if mine != theirs[name]:
                 raise UserError(
@@ -125,7 +117,7 @@ def same(**facts: Any) -> None:
                 )
 
 
-def agreed(value: T) -> T:
+def broadcast(value: T) -> T:
     """What process 0 has, in every process: JSON, floats to the last bit."""
     if count() == 1:
         return value
@@ -136,7 +128,7 @@ def agreed(value: T) -> T:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def synchronized() -> Iterator[None]:
     """Every process waits here for all, and what fails in one fails in all."""
     if count() == 1:
         yield
@@ -148,31 +140,30 @@ def together() -> Iterator[None]:
         failed = error
     client, here = _client(), f"jaxpar/{next(_rounds)}"
     if failed is not None:
-        wrong = isinstance(failed, ValueError | TypeError)
-        status = getattr(failed, "exit_code", 2 if wrong else 1)
-        said = f"{type(failed).__name__}: {failed}" if not wrong else str(failed)
-        client.key_value_set(f"{here}/{index()}", json.dumps([said, status]))
+        report = json.dumps([one_line(failed), exit_status(failed)])
+        client.key_value_set(f"{here}/{index()}", report)
     client.wait_at_barrier(here, WAIT_MS)
     if failed is not None:
         raise failed
     for key, found in client.key_value_dir_get(here):
-        said, status = json.loads(found)
-        raise Elsewhere(f"Process {key.rpartition('/')[2]}: {said}", status)
+        message, status = json.loads(found)
+        process = key.rpartition("/")[2]
+        raise OtherProcessFailed(f"Process {process}: {message}", status)
 
 
-def in_turn(work: Callable[[], T]) -> T:
+def first_then_others(work: Callable[[], T]) -> T:
     """What `work` gives here; process 0 does it first, and the others find it done."""
     if count() == 1:
         return work()
     done = []
     for turn in (True, False):
-        with together():
+        with synchronized():
             if turn == is_first():
                 done.append(work())
     return done[0]
 
 
-def tell(*text: str, **where: Any) -> None:
+def print_once(*text: str, **where: Any) -> None:
     """Prints, on process 0 alone."""
     if is_first():
         print(*text, **where)
@@ -194,16 +185,16 @@ def leave(status: int) -> int:
     return status
 
 
-def heed_signals(step: int) -> None:
+def share_signals(step: int) -> None:
     """From here on, SIGTERM in any process is a wish that all stop at the same step."""
     state = distributed.global_state
     if state.preemption_sync_manager is None:
         jax.config.update("jax_enable_preemption_service", True)
         state.initialize_preemption_sync_manager()
-    stop_agreed(step)
+    stop_requested(step)
 
 
-def stop_agreed(step: int) -> bool:
+def stop_requested(step: int) -> bool:
     """Whether this is the step at which all processes stop, since a signal came.
 
     Every process asks after each of its steps. The answer is at hand without waiting,

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxpar.config import Spelled
+from jaxpar.errors import UserError
 from jaxpar.partition.mesh import mesh
-from jaxpar.partition.rules import MESH_AXES, Lent, Rule, Rules, lent
+from jaxpar.partition.rules import MESH_AXES, Rule, Rules, if_free
 
-__all__ = ["Layout", "Lent", "Placed", "Rules", "lent"]
 DATA_WORDS = ("data", "zero1", "fsdp")
 CONTEXT_WORDS = ("context", "ring", "ulysses")
 BUILT = ("replica", *DATA_WORDS, *CONTEXT_WORDS, "tensor")
@@ -19,7 +20,7 @@ NOT_BUILT = ("stage", "expert")
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Layout(Spelled):
     """A value: mesh sizes, and rules where arrays are stored, kept and computed.
 
     It never touches a device. `spelling` and `parse` are inverse. `attention` says how
@@ -62,7 +63,7 @@ class Layout:
         )
         return dataclasses.replace(self, computed=computed, attention="")
 
-    def order(self, length: int) -> np.ndarray:
+    def token_numbers(self, length: int) -> np.ndarray:
         """Which token of a row stands where, [length]; as it is, or in zigzag.
 
         With C pieces a device gets the i-th of 2C chunks and the i-th from the end:
@@ -77,7 +78,7 @@ class Layout:
         chunks = math.lcm(2 * self.sizes["context"], ways) if zigzag else ways
         if length % chunks:
             below = length - length % chunks
-            raise ValueError(
+            raise UserError(
                 f"seq_len={length} is not divisible by {chunks}, as layout "
                 f"{self.spelling} needs; the nearest legal sizes are "
                 f"{below or chunks} and {(below or chunks) + chunks}."
@@ -99,7 +100,7 @@ class Layout:
     def on(self, devices: Sequence[Any]) -> "Placed":
         """This layout on exactly these devices."""
         if len(devices) != self.n_devices:
-            raise ValueError(
+            raise UserError(
                 f"Layout {self.spelling} needs {self.n_devices} devices; it was given "
                 f"{len(devices)}."
             )
@@ -120,13 +121,13 @@ class Layout:
     def check(self, path: str, shape, names, which: str = "stored") -> None:
         """Refuses an array whose dimensions its mesh axes do not divide."""
         if len(shape) != len(names):
-            raise ValueError(f"{path}: shape {shape} has not the axes {names}.")
+            raise UserError(f"{path}: shape {shape} has not the axes {names}.")
         for size, name, dim in zip(shape, names, self.split(names, which), strict=True):
             ways = math.prod(self.sizes[axis] for axis in dim)
             if size % ways:
                 below = size - size % ways
                 near = f"{below} or {below + ways}" if below else f"{ways}"
-                raise ValueError(
+                raise UserError(
                     f"{path} {tuple(shape)}: axis {name!r} of size {size} is not "
                     f"divisible by {ways} ({', '.join(dim)} of layout "
                     f"{self.spelling}); the nearest legal size is {near}."
@@ -138,6 +139,11 @@ class Layout:
             size // math.prod(self.sizes[axis] for axis in dim)
             for size, dim in zip(shape, self.split(names, which), strict=True)
         )
+
+
+def as_layout(layout: Layout | str) -> Layout:
+    """A layout, given as one or by its spelling."""
+    return Layout.parse(layout) if isinstance(layout, str) else layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,24 +170,24 @@ def _words(text: str) -> dict[str, str]:
     for part in text.replace(" ", "").split(","):
         word, _, value = part.partition("=")
         if word in NOT_BUILT:
-            raise ValueError(
+            raise UserError(
                 f"Layout {text!r}: {part!r} is not built yet; there are "
                 f"{', '.join(BUILT)}."
             )
         if word not in BUILT:
-            raise ValueError(
+            raise UserError(
                 f"Layout {text!r}: unknown mesh axis {word!r}; there are "
                 f"{', '.join(BUILT)}, as in fsdp=4,tensor=2."
             )
         if word in words:
-            raise ValueError(f"Layout {text!r} says {word!r} twice.")
+            raise UserError(f"Layout {text!r} says {word!r} twice.")
         size = value.removesuffix("+sp") if word == "tensor" else value
         if not size.isdigit() or int(size) < 1:
-            raise ValueError(f"Layout {text!r}: {word}={value!r} is no positive size.")
+            raise UserError(f"Layout {text!r}: {word}={value!r} is no positive size.")
         words[word] = value
     for group in (DATA_WORDS, CONTEXT_WORDS):
         if sum(word in words for word in group) > 1:
-            raise ValueError(f"Layout {text!r}: at most one of {', '.join(group)}.")
+            raise UserError(f"Layout {text!r}: at most one of {', '.join(group)}.")
     return words
 
 
@@ -207,7 +213,7 @@ def _build(words: dict[str, str]) -> Layout:
     seq: Rule = ("context",)
     if split and "tensor" in sizes:
         spelled["tensor"] += "+sp"
-        seq = ("context", lent("tensor"))
+        seq = ("context", if_free("tensor"))
     wide: dict[str, Any] = {
         name: "tensor" for name in ("heads", "kv_heads", "mlp", "vocab")
     }

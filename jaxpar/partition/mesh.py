@@ -8,6 +8,8 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from jaxpar.errors import UserError
+
 
 def mesh(sizes: dict[str, int], devices: Sequence[Any]) -> Mesh:
     """A mesh of these devices; sizes are of its axes, the slowest network's first.
@@ -40,7 +42,7 @@ def _between(sizes: dict[str, int], slices: int) -> list[int]:
         left //= found[-1]
     if left > 1:
         spelled = ", ".join(f"{axis} {n}" for axis, n in sizes.items())
-        raise ValueError(
+        raise UserError(
             f"A mesh of {spelled} cannot be divided among {slices} slices; "
             f"replica={slices} puts one copy of the model on each."
         )

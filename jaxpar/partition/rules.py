@@ -4,23 +4,28 @@ import dataclasses
 from collections.abc import Sequence
 
 from jaxpar import axes
+from jaxpar.errors import UserError
 
 MESH_AXES = ("replica", "stage", "data", "context", "expert", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
-class Lent:
-    """A mesh axis that counts only in arrays where no other name owns it."""
+class IfFree:
+    """A mesh axis that counts only in arrays where no other name has it."""
 
     axis: str
 
 
-def lent(axis: str) -> Lent:
-    """Lends a mesh axis to a logical one."""
-    return Lent(axis)
+def if_free(axis: str) -> IfFree:
+    """A mesh axis that splits a logical one in arrays where nothing else uses it.
+
+    `seq=("context", if_free("tensor"))` splits the sequence of the residual stream over
+    `tensor`, but not that of the logits, whose vocabulary has `tensor`.
+    """
+    return IfFree(axis)
 
 
-Rule = tuple[str | Lent, ...]
+Rule = tuple[str | IfFree, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +49,12 @@ class Rules:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, str | Lent):
+            if isinstance(value, str | IfFree):
                 value = (value,)
             for item in value:
-                axis = item.axis if isinstance(item, Lent) else item
+                axis = item.axis if isinstance(item, IfFree) else item
                 if axis not in MESH_AXES:
-                    raise ValueError(
+                    raise UserError(
                         f"Rule {field.name}={axis!r}: no such mesh axis; "
                         f"there are {', '.join(MESH_AXES)}."
                     )
@@ -60,9 +65,12 @@ class Rules:
     ) -> tuple[tuple[str, ...], ...]:
         """The mesh axes of each dimension; a mesh axis serves an array once.
 
-        beside: the names of arrays that are used together with this one. A lent axis
-        counts only where it is free in each of them that has the borrower's name, so
-        that they are all split alike.
+        beside: the names of arrays that are used together with this one. An `if_free`
+        axis counts only if it is free in each of them that has the same logical axis,
+        so that they are all split alike.
+
+        Raises:
+          UserError: a name is unknown, or one mesh axis would serve two names.
         """
         rules = [self._rule(name) for name in names]
         owned: dict[str, str] = {}
@@ -74,10 +82,10 @@ class Rules:
         found = []
         for name, rule in zip(names, rules, strict=True):
             got = []
-            near = [self._owners(other) for other in beside if name in other]
-            taken = owners.union(*near)
+            others = [self._owners(other) for other in beside if name in other]
+            taken = owners.union(*others)
             for item in rule:
-                if isinstance(item, Lent) and item.axis not in taken:
+                if isinstance(item, IfFree) and item.axis not in taken:
                     _claim(owned, item.axis, str(name), names)
                     got.append(item.axis)
                 elif isinstance(item, str):
@@ -93,16 +101,18 @@ class Rules:
         if name is None:
             return ()
         if name not in axes.NAMES:
-            raise ValueError(
+            raise UserError(
                 f"Unknown axis {name!r}; jaxpar.axes knows {', '.join(axes.NAMES)}."
             )
         return getattr(self, name)
 
 
-def _claim(owned: dict[str, str], axis: str, name: str, names) -> None:
+def _claim(
+    owned: dict[str, str], axis: str, name: str, names: Sequence[str | None]
+) -> None:
     if axis in owned:
-        raise ValueError(
+        raise UserError(
             f"An array {tuple(names)} would use mesh axis {axis!r} twice, for "
-            f"{owned[axis]!r} and {name!r}; lend it (lent({axis!r})) to one of them."
+            f"{owned[axis]!r} and {name!r}; give it to one of them as if_free({axis!r})."
         )
     owned[axis] = name

@@ -5,7 +5,8 @@ import itertools
 import math
 from typing import Any
 
-from jaxpar.train.loop import StartDecay, Stop, Wish
+from jaxpar.errors import UserError
+from jaxpar.train.actions import Action, StartDecay, Stop
 from jaxpar.train.state import NEVER
 
 Memory = dict[str, Any]
@@ -24,7 +25,7 @@ class StopRule:
 
     def observe(
         self, memory: Memory, step: int, loss: float, phase: str
-    ) -> tuple[Memory, Wish, bool]:
+    ) -> tuple[Memory, Action, bool]:
         """(new memory, wish, whether this evaluation is the best so far).
 
         phase is of the learning rate: WARMUP; PLATEAU (it holds, and StartDecay would
@@ -85,12 +86,12 @@ class Converged(StopRule):
 
     def __post_init__(self):
         if self.patience < 1 or self.smoothing < 1:
-            raise ValueError(
+            raise UserError(
                 f"patience={self.patience} and smoothing={self.smoothing} count "
                 "evaluations; each must be 1 or more."
             )
         if not 0 <= self.min_improvement < 1 or not 0 < self.share <= 1:
-            raise ValueError(
+            raise UserError(
                 f"min_improvement={self.min_improvement} must be at least 0 and below "
                 f"1, share={self.share} above 0 and at most 1: they are fractions."
             )

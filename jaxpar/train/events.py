@@ -4,18 +4,14 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from jaxpar.errors import Diverged
+from jaxpar.train.actions import Action, Stop
 from jaxpar.train.converge import Memory, StopRule, phase_of
-from jaxpar.train.evaluate import evaluate, summary
-from jaxpar.train.loop import Event, History, Stop, Wish
+from jaxpar.train.loop import Event, History
+from jaxpar.train.scoring import per_token_and_byte, total_loss
 from jaxpar.train.state import TrainState
 
 Write = Callable[[dict[str, Any]], None]
-
-
-class Diverged(RuntimeError):
-    """The loss is no number any more."""
-
-    exit_code = 43
 
 
 class Log:
@@ -43,7 +39,7 @@ class Log:
             or any(event.due(step, history) for event in self._before)
         )
 
-    def run(self, step: int, state: TrainState, history: History) -> Wish:
+    def run(self, step: int, state: TrainState, history: History) -> Action:
         for row in history.fetch():
             self._write(self._complete(row))
             if not math.isfinite(row["loss"]):
@@ -83,10 +79,10 @@ class Evaluate:
             history.decay_from
         )
 
-    def run(self, step: int, state: TrainState, history: History) -> Wish:
+    def run(self, step: int, state: TrainState, history: History) -> Action:
         with history.aside():
-            totals = evaluate(self._eval_step, state.params, self._batches)
-        found = summary(totals, self._n_bytes)
+            totals = total_loss(self._eval_step, state.params, self._batches)
+        found = per_token_and_byte(totals, self._n_bytes)
         self._write({"step": step, "split": self._split, **found})
         loss = found["nats_per_token"]
         history.evaluation = (step, math.nan if loss is None else loss)
@@ -117,7 +113,7 @@ class Decide:
         # A run resumed at step 0 evaluates it again, and must not count it twice.
         return step > self.memory["step"]
 
-    def run(self, step: int, state: TrainState, history: History) -> Wish:
+    def run(self, step: int, state: TrainState, history: History) -> Action:
         if history.evaluation is None:
             return None
         before, loss = self.memory["rule"], history.evaluation[1]

@@ -13,22 +13,8 @@ import jax
 import numpy as np
 
 from jaxpar.partition import cluster
+from jaxpar.train.actions import Action, StartDecay, Stop
 from jaxpar.train.state import NEVER, TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class Stop:
-    """A wish to end the run here, and why."""
-
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class StartDecay:
-    """A wish that the learning rate decay from here on."""
-
-
-Wish = Stop | StartDecay | None
 
 
 class History:
@@ -97,7 +83,7 @@ class Event(Protocol):
 
     def due(self, step: int, history: History) -> bool: ...
 
-    def run(self, step: int, state: TrainState, history: History) -> Wish: ...
+    def run(self, step: int, state: TrainState, history: History) -> Action: ...
 
 
 def fit(
@@ -131,12 +117,14 @@ def fit(
             step += 1
             history.keep(step, metrics)
             state = _happen(events, step, state, history)
-            if many and cluster.stop_agreed(step):
+            if many and cluster.stop_requested(step):
                 history.interrupted = True
     return state, history
 
 
-def granted(wish: Wish, step: int, state: TrainState, history: History) -> TrainState:
+def apply_action(
+    wish: Action, step: int, state: TrainState, history: History
+) -> TrainState:
     """The state once a wish is granted; nobody else sets `decay_from`."""
     if isinstance(wish, Stop):
         history.stop = wish
@@ -151,7 +139,7 @@ def _happen(events, step: int, state: TrainState, history: History) -> TrainStat
     for event in events:
         if event.due(step, history):
             wish = event.run(step, state, history)
-            state = granted(wish, step, state, history)
+            state = apply_action(wish, step, state, history)
     return state
 
 
@@ -159,7 +147,7 @@ def _happen(events, step: int, state: TrainState, history: History) -> TrainStat
 def _shared_signals(history: History, step: int) -> Iterator[None]:
     """Makes SIGTERM and SIGINT a wish of all processes; JAX passes SIGTERM on."""
     history.signal = signal.SIGTERM.name
-    cluster.heed_signals(step)
+    cluster.share_signals(step)
     if threading.current_thread() is not threading.main_thread():
         yield
         return

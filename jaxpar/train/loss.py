@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxpar.nn.param import wide
+from jaxpar.partition.precision import wide
 
 
 def token_losses(

@@ -1,14 +1,20 @@
 """What a model is trained to do: rows of data in, sums out."""
 
+import abc
 import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxpar.data import task
+from jaxpar.data.windows import Window
 from jaxpar.nn.places import Places
 from jaxpar.train.loss import chunked_loss
+
+Batch = dict[str, jax.Array]
+"""Fields of the rows of a batch, each [B, T]."""
 
 
 class Sums(NamedTuple):
@@ -20,28 +26,33 @@ class Sums(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
+class Objective(abc.ABC):
     """Names the task that makes rows of a window, and sums a model's loss on them."""
 
-    def row(self, window) -> dict[str, Any]:
-        """A window's fields, as NumPy."""
-        raise NotImplementedError(f"{type(self).__name__} makes no rows.")
+    @abc.abstractmethod
+    def row(self, window: Window) -> dict[str, np.ndarray]:
+        """The fields of the row that a window makes, as NumPy."""
 
-    def __call__(self, model, batch: dict[str, jax.Array], keys) -> Sums:
-        """Sums over a batch; keys [B] are the rows' own randomness, or None."""
-        raise NotImplementedError(f"{type(self).__name__} has no loss.")
+    @abc.abstractmethod
+    def __call__(self, model: Any, batch: Batch, keys: jax.Array | None) -> Sums:
+        """Sums over a batch.
+
+        model: a jaxpar.models.base.Model. keys [B] are each row's own randomness, None
+        where nothing is random.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
 class CausalLM(Objective):
-    """Predicts each next token; `chunk` positions of logits exist at a time."""
+    """Predicts each next token."""
 
     chunk: int = 256
+    """Tokens of each row whose logits exist at a time."""
 
-    def row(self, window) -> dict[str, Any]:
+    def row(self, window: Window) -> dict[str, np.ndarray]:
         return task.causal(window)
 
-    def __call__(self, model, batch: dict[str, jax.Array], keys) -> Sums:
+    def __call__(self, model: Any, batch: Batch, keys: jax.Array | None) -> Sums:
         where = Places(batch["positions"], batch["segments"])
         x, _ = model(batch["tokens"], where, keys)
         weights = batch["weights"]

@@ -1,12 +1,15 @@
 """The compiled steps: one update, one evaluation; pure, sharded, donated."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxpar.partition.layout import Placed
-from jaxpar.partition.place import constrain, under
-from jaxpar.train.objective import Sums
+from jaxpar.partition.sharding import constrain, use_layout
+from jaxpar.train.objective import Batch, Sums
 from jaxpar.train.state import Recipe, TrainState
 
 
@@ -16,8 +19,10 @@ def row_keys(seed: int, step: jax.Array, rows: int) -> jax.Array:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
 
 
-def make_gradients(recipe: Recipe, placed: Placed, *, microbatches=1, seed=0):
-    """A function (params, batch, step) -> (grads of the summed loss, Sums)."""
+def make_gradients(
+    recipe: Recipe, placed: Placed, *, microbatches: int = 1, seed: int = 0
+) -> Callable[[Any, Batch, Any], tuple[Any, Sums]]:
+    """A function (params, batch, step) -> (gradients of the summed loss, Sums)."""
     anatomy = recipe.anatomy
 
     def of_part(params, part, keys):
@@ -51,20 +56,20 @@ def make_gradients(recipe: Recipe, placed: Placed, *, microbatches=1, seed=0):
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(body, zero, parts)[0]
 
-    def framed(params, batch, step):
-        with under(placed, recipe.precision, microbatches):
+    def in_layout(params, batch, step):
+        with use_layout(placed, recipe.precision):
             batch = {
                 name: constrain(x, "batch", *("seq",) * (x.ndim - 1))
                 for name, x in batch.items()
             }
             return gradients(params, batch, step)
 
-    return framed
+    return in_layout
 
 
 def make_train_step(
     recipe: Recipe, placed: Placed, *, microbatches: int = 1, seed: int = 0
-):
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """A jitted (state, batch) -> (state, metrics); the state is donated."""
     anatomy, target = recipe.anatomy, recipe.target(placed)
     optimizer = recipe.optimizer(anatomy)
@@ -72,20 +77,20 @@ def make_train_step(
 
     def step(state: TrainState, batch) -> tuple[TrainState, dict[str, jax.Array]]:
         grads, sums = gradients(state.params, batch, state.step)
-        with under(placed, recipe.precision, microbatches):
-            share = mean_weight(sums)
-            grads = jax.tree.map(lambda g: g * share.astype(g.dtype), grads)
+        with use_layout(placed, recipe.precision):
+            scale = mean_weight(sums)
+            grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
             rate = optimizer.schedule(state.step, state.decay_from)
             updates, opt_state = optimizer.update(
                 grads, state.opt_state, state.params, rate
             )
             params = optax.apply_updates(state.params, updates)
         metrics = {
-            "loss": sums.loss * share,
+            "loss": sums.loss * scale,
             "tokens": sums.weight,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": rate,
-            **{name: value * share for name, value in sums.metrics.items()},
+            **{name: value * scale for name, value in sums.metrics.items()},
         }
         new = TrainState(state.step + 1, params, opt_state, state.decay_from)
         return new, metrics
@@ -94,12 +99,14 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def make_eval_step(recipe: Recipe, placed: Placed):
+def make_eval_step(
+    recipe: Recipe, placed: Placed
+) -> Callable[[Any, Batch], dict[str, jax.Array]]:
     """A jitted (params, batch) -> {"loss", "weight"}: sums, without dropout."""
     anatomy = recipe.anatomy
 
     def step(params, batch) -> dict[str, jax.Array]:
-        with under(placed, recipe.precision):
+        with use_layout(placed, recipe.precision):
             sums = recipe.objective(recipe.merge(anatomy, params), batch, None)
         return {"loss": sums.loss, "weight": sums.weight}
 

@@ -1,18 +1,21 @@
 """Judging what a layout computed by what one device did."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpar.errors import UserError
+from jaxpar.experiment import Experiment
 from jaxpar.partition.layout import Layout
-from jaxpar.partition.place import Precision
-from jaxpar.verify.parts import END_TO_END, LOGITS, PARTS, TOKENS, Computed, Part
-from jaxpar.verify.report import Leaf
-from jaxpar.verify.rows import Packed
+from jaxpar.partition.precision import Precision
+from jaxpar.verify.computed import Computed
+from jaxpar.verify.packed_rows import Packed
+from jaxpar.verify.parts import END_TO_END, LOGITS, PARTS, TOKENS, Part
+from jaxpar.verify.proof import Leaf
 
 LIMIT = 1e-12
 """Float64 layouts differ by some 1e-15; a wrong one by far more than this."""
@@ -25,34 +28,47 @@ DOUBLE = Precision(params="float64", compute="float64", reduce="float64")
 
 
 class Reference:
-    """A run on one device, computed once and compared with any number of layouts.
+    """An experiment on one device, computed once and compared with many layouts.
 
-    precision: compare in the run's own precision, and judge each leaf by the error
-    that one device has in it, against float64. only: the one (row, target) that counts
-    at all. parts: what is compared, everything unless given.
+    precision: compare in the experiment's own precision, and judge each leaf by the
+    error that one device has in it, against float64. only: the one (row, target) that
+    counts at all. parts: what is compared, everything unless given.
     """
 
-    def __init__(self, run, *, precision: bool = False, only=None, parts=None):
-        self.run = run if precision else doubled(run)
+    def __init__(
+        self,
+        experiment: Experiment,
+        *,
+        precision: bool = False,
+        only: tuple[int, int] | None = None,
+        parts: Sequence[Part] | None = None,
+    ):
+        self.experiment = experiment if precision else doubled(experiment)
         self.windows = Packed(
-            n_rows=run.data.batch_size,
-            seq_len=run.data.seq_len,
-            vocab_size=run.model.vocab_size,
+            n_rows=experiment.data.batch_size,
+            seq_len=experiment.data.seq_len,
+            vocab_size=experiment.model.vocab_size,
             only=only,
         )
-        self.parts = parts or (*PARTS, LOGITS if precision else TOKENS)
-        self.one = Computed(self.run, Layout.parse("data=1"), self.windows)
+        self.parts = tuple(parts or (*PARTS, LOGITS if precision else TOKENS))
+        one_device = Layout.parse("data=1")
+        self.one = Computed(self.experiment, one_device, self.windows)
         self.exact = self.one
         if precision:
-            self.exact = Computed(
-                doubled(run), Layout.parse("data=1"), self.windows, fed=self.one
-            )
+            wide = doubled(experiment)
+            self.exact = Computed(wide, one_device, self.windows, given=self.one)
         self._wanted: dict[Part, dict[str, np.ndarray]] = {}
         self._limits: dict[Part, dict[str, float]] = {}
 
+    def compile(self, *computed: Computed) -> None:
+        """Begins to compile all parts: of one device, and of what is compared."""
+        for part in self.parts:
+            for each in dict.fromkeys((self.exact, self.one, *computed)):
+                part.compile(each)
+
     def on(self, layout: Layout) -> Computed:
-        """The same run on a layout, fed with one device's parameters and gradients."""
-        return Computed(self.run, layout, self.windows, fed=self.one)
+        """The same on a layout, given one device's parameters and gradients."""
+        return Computed(self.experiment, layout, self.windows, given=self.one)
 
     def wanted(self, part: Part) -> dict[str, np.ndarray]:
         """What every layout should get."""
@@ -70,7 +86,7 @@ class Reference:
             if self.exact is self.one or part.exact:
                 self._limits[part] = dict.fromkeys(wanted, 0 if part.exact else LIMIT)
             else:
-                least = float(jnp.finfo(self.run.precision.compute).eps)
+                least = float(jnp.finfo(self.experiment.precision.compute).eps)
                 own = errors(part, part.read(self.one), wanted)
                 self._limits[part] = {
                     path: FACTOR * max(error, least) for path, error in own.items()
@@ -93,18 +109,16 @@ class Reference:
         return self.leaves(END_TO_END, computed) if compared else []
 
 
-def doubled(run):
-    """The run in float64, its optimizer's moments, too."""
-    optim = run.optim
-    if any(field.name == "moments" for field in dataclasses.fields(optim)):
-        optim = dataclasses.replace(optim, moments="float32")
-    return dataclasses.replace(run, precision=DOUBLE, optim=optim)
+def doubled(experiment: Experiment) -> Experiment:
+    """The experiment in float64, its optimizer's moments, too."""
+    optim = dataclasses.replace(experiment.optim, moments="float32")
+    return dataclasses.replace(experiment, precision=DOUBLE, optim=optim)
 
 
 def errors(part: Part, got: Mapping[str, Any], wanted) -> dict[str, float]:
     """Each leaf's largest difference on any device, as a share of the leaf."""
     if got.keys() != wanted.keys():
-        raise ValueError(
+        raise UserError(
             f"{part.kind}: a layout computes {sorted(got)}, one device "
             f"{sorted(wanted)}."
         )
@@ -137,7 +151,7 @@ def gaps(got, want: np.ndarray) -> Iterator[tuple[Any, tuple, np.ndarray]]:
         yield None, whole, _gap(np.asarray(got), want)
         return
     if got.shape != want.shape:
-        raise ValueError(f"Shape {got.shape} on a layout, {want.shape} on one device.")
+        raise UserError(f"Shape {got.shape} on a layout, {want.shape} on one device.")
     for shard in got.addressable_shards:
         piece = _gap(np.asarray(shard.data), want[shard.index])
         yield shard.device, shard.index, piece

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxpar.config import paths
 from jaxpar.partition.layout import Layout, Placed
-from jaxpar.partition.place import alone
+from jaxpar.partition.sharding import single_device
+from jaxpar.tree import flatten, path_of
 from jaxpar.verify.compare import Reference, errors, gaps, score, sizes
-from jaxpar.verify.parts import Computed, Part
-from jaxpar.verify.report import First, Leaf
+from jaxpar.verify.computed import Computed
+from jaxpar.verify.parts import NOTES, Part
+from jaxpar.verify.proof import First, Leaf
 
-NOTES = Part("forward", "activation", lambda run: run.notes)
 STACK = "layers"
 
 
@@ -43,7 +43,7 @@ def locate(reference: Reference, computed: Computed, leaves: Iterable[Leaf]) -> 
 
 def _suspects(part: Part, reference: Reference, computed) -> Iterator[Suspect]:
     """A part's leaves in the order in which they should be suspected."""
-    names = paths(computed.anatomy.names)
+    names = flatten(computed.anatomy.names)
     wanted = reference.wanted(part)
     order = list(wanted)
     if part.where == "backward":
@@ -106,8 +106,8 @@ def _first(part: Part, reference: Reference, computed, order) -> First | None:
 
 def _as_placed(wanted: dict[str, np.ndarray], computed) -> dict[str, np.ndarray]:
     """One device's activations, with their tokens in a layout's order."""
-    T = computed.run.data.seq_len
-    order = computed.layout.order(T)
+    T = computed.experiment.data.seq_len
+    order = computed.layout.token_numbers(T)
 
     def placed(name: str, x: np.ndarray) -> np.ndarray:
         axis = 2 if name.startswith(STACK) else 1
@@ -159,7 +159,7 @@ def first_uses(computed: Computed) -> dict[str, tuple[int, ...]]:
 
     One used inside a loop comes with the place of the loop first.
     """
-    anatomy, objective = computed.anatomy, computed.run.objective
+    anatomy, objective = computed.anatomy, computed.experiment.objective
     shapes = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype)
         for name, x in computed.batch.items()
@@ -168,11 +168,11 @@ def first_uses(computed: Computed) -> dict[str, tuple[int, ...]]:
     def loss(params, batch):
         return objective(computed.recipe.merge(anatomy, params), batch, None).loss
 
-    with jax.enable_x64(computed.wide), alone(computed.recipe.precision):
+    with jax.enable_x64(computed.in_float64), single_device(computed.recipe.precision):
         jaxpr = jax.make_jaxpr(loss)(anatomy.shapes, shapes).jaxpr
     leaves = jax.tree_util.tree_flatten_with_path(anatomy.shapes)[0]
     return {
-        "/".join(str(key.key) for key in keys): _use(jaxpr, jaxpr.invars[i])
+        path_of(keys): _use(jaxpr, jaxpr.invars[i])
         for i, (keys, _) in enumerate(leaves)
     }
 

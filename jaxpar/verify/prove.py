@@ -2,22 +2,22 @@
 
 import dataclasses
 
-from jaxpar.checkpoint.run import RunDir
-from jaxpar.checkpoint.session import refuse_misfits
 from jaxpar.data.source import Text
-from jaxpar.experiment import Finetune, FromSource, Pretrain
-from jaxpar.models.decoder import ModelConfig
+from jaxpar.experiment import Experiment, Finetune, Pretrain
+from jaxpar.models.base import ModelConfig
 from jaxpar.optim.optimizer import AdamW
-from jaxpar.partition import devices as machine
-from jaxpar.partition.layout import Layout
+from jaxpar.partition.devices import choose_devices
+from jaxpar.partition.layout import Layout, as_layout
+from jaxpar.run.directory import RunDir
+from jaxpar.run.training import refuse_misfits
 from jaxpar.verify.compare import FACTOR, Reference
 from jaxpar.verify.locate import locate
-from jaxpar.verify.report import Proof
+from jaxpar.verify.proof import Proof
 from jaxpar.verify.shrink import describe, shrunk
 
 
 def verify(
-    run: Pretrain | Finetune,
+    experiment: Experiment,
     layout: Layout | str | None = None,
     full: bool = False,
     precision: bool = False,
@@ -25,60 +25,65 @@ def verify(
     devices: int | None = None,
     classes: tuple[type, ...] = (),
 ) -> Proof:
-    """Compares a run on a layout (its own unless given) with the run on one device.
+    """Compares an experiment on a layout, its own unless given, with one device.
 
     full: at its own sizes, not at the least that the layout divides. precision: in the
-    run's own precision, not in float64. devices: how many to simulate on a CPU.
+    experiment's own precision, not in float64. devices: how many to simulate on a CPU.
     classes: those that config.json of a fine-tune's source names and jaxpar lacks.
-    Raises ValueError where the layout cannot split the model or the batch.
+
+    Raises:
+      UserError: the layout cannot split the model or the batch.
     """
-    wanted = _parsed(run.layout if layout is None else layout)
-    if isinstance(run, Finetune) and isinstance(run.model, FromSource):
-        source = RunDir(run.start_from).open(*classes)
-        run = dataclasses.replace(run, model=source.model)
-    run = dataclasses.replace(run, layout=wanted)
-    refuse_misfits(run)
-    run.recipe().abstract(wanted)
-    machine.choose(wanted, devices, may_idle=True)
-    run = run if full else shrunk(run, wanted)
-    return prove(Reference(run, precision=precision), wanted)
+    wanted = as_layout(experiment.layout if layout is None else layout)
+    if isinstance(experiment, Finetune):
+        source = RunDir(experiment.start_from)
+        experiment = experiment.with_model_of(lambda: source.open(*classes))
+    experiment = dataclasses.replace(experiment, layout=wanted)
+    refuse_misfits(experiment)
+    experiment.recipe().abstract(wanted)
+    choose_devices(wanted, devices, may_idle=True)
+    experiment = experiment if full else shrunk(experiment, wanted)
+    return prove(Reference(experiment, precision=precision), wanted)
 
 
 def prove(reference: Reference, layout: Layout | str) -> Proof:
     """Compares one layout with a reference that may serve many."""
-    layout = _parsed(layout)
+    layout = as_layout(layout)
     computed = reference.on(layout)
-    for one in (reference.exact, reference.one, computed):
-        one.prepare(reference.parts)
+    reference.compile(computed)
     leaves = [
         leaf for part in reference.parts for leaf in reference.leaves(part, computed)
     ]
-    right = all(leaf.passed for leaf in leaves)
+    passed = all(leaf.passed for leaf in leaves)
     return Proof(
         layout.spelling,
         _about(reference),
         tuple(leaves),
         tuple(reference.end_to_end(computed)),
-        None if right else locate(reference, computed, leaves),
+        None if passed else locate(reference, computed, leaves),
     )
 
 
 def assert_same(
-    model_or_run: ModelConfig | Pretrain | Finetune, layout: Layout | str
+    model_or_experiment: ModelConfig | Experiment, layout: Layout | str
 ) -> None:
     """For a test: fails, with the table, where a layout changes a number.
 
-    A model alone is trained on rows of its own, to predict each next token.
+    A model without an experiment is trained to predict each next token of random rows.
+
+    Raises:
+      AssertionError: a leaf differs.
     """
-    run = model_or_run
-    if isinstance(run, ModelConfig):
-        run = _around(run, _parsed(layout))
-    proof = verify(run, layout)
+    experiment = model_or_experiment
+    if not isinstance(experiment, Experiment):
+        experiment = _around(experiment, as_layout(layout))
+    proof = verify(experiment, layout)
     if not proof.passed:
         raise AssertionError(str(proof))
 
 
 def _around(model: ModelConfig, layout: Layout) -> Pretrain:
+    """The smallest experiment with a model."""
     rows = 2 * layout.batch_divisor
     seq_len = min(model.max_positions, 64)
     return Pretrain(
@@ -91,13 +96,9 @@ def _around(model: ModelConfig, layout: Layout) -> Pretrain:
 
 
 def _about(reference: Reference) -> str:
-    precision = reference.run.precision
+    precision = reference.experiment.precision
     how = "float64, each leaf to 1e-12"
     if reference.exact is not reference.one:
-        kinds = ", ".join(sorted(set(dataclasses.astuple(precision))))
-        how = f"{kinds}; a leaf may be {FACTOR:g} x as far from float64 as one device"
-    return f"{describe(reference.run)}; {how}"
-
-
-def _parsed(layout: Layout | str) -> Layout:
-    return Layout.parse(layout) if isinstance(layout, str) else layout
+        types = ", ".join(sorted(set(dataclasses.astuple(precision))))
+        how = f"{types}; a leaf may be {FACTOR:g} x as far from float64 as one device"
+    return f"{describe(reference.experiment)}; {how}"

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxpar.checkpoint.manager import Checkpoints
-from jaxpar.config import NoUsableCheckpoint, UserError
+from jaxpar.errors import NoUsableCheckpoint, UserError
 
 
 @jax.tree_util.register_dataclass

@@ -9,7 +9,7 @@ import pytest
 
 from jaxpar.checkpoint.manager import Checkpoints
 from jaxpar.checkpoint.transfer import adopt
-from jaxpar.config import NoUsableCheckpoint, UserError
+from jaxpar.errors import NoUsableCheckpoint, UserError
 from jaxpar.models import sizes
 from jaxpar.optim.optimizer import AdamW, Muon
 from jaxpar.partition.layout import Layout

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxpar.checkpoint.transfer import adopt
-from jaxpar.config import UserError
+from jaxpar.errors import UserError
 
 
 def test_what_only_the_source_has_can_be_left_behind_by_name():

@@ -10,11 +10,14 @@ import sys
 import numpy as np
 import pytest
 
-from jaxpar.config import UserError
-from jaxpar.data import cache, corpus, layout, local, split
+from jaxpar import cache
+from jaxpar.data import token_files
 from jaxpar.data.source import Pairs, Text, score
 from jaxpar.data.task import causal
 from jaxpar.data.tokenizer import BPE, Bytes, ByteTokenizer
+from jaxpar.errors import UserError
+from jaxpar.sources import split, stdlib, text_files
+from jaxpar.sources.table import open_source
 
 LINES = b"".join(b"line %d of a small text\n" % i for i in range(400))
 SIZES = {"seq_len": 32, "batch_size": 4}
@@ -41,7 +44,7 @@ def texts(windows):
 
 
 def test_whole_files_are_held_out_by_the_hash_of_their_names(folder):
-    parts = corpus.divided(f"files:{folder}/*.txt").parts
+    parts = open_source(f"files:{folder}/*.txt").documents()
     held = {document.name for document in parts["heldout"]}
     for name in held:
         assert int(hashlib.sha256(name.encode()).hexdigest(), 16) % 20 == 0
@@ -51,7 +54,7 @@ def test_whole_files_are_held_out_by_the_hash_of_their_names(folder):
 
 def test_the_end_of_a_single_file_is_held_out_from_a_line_on(tmp_path):
     (tmp_path / "a.txt").write_bytes(LINES)
-    parts = corpus.divided(f"files:{tmp_path}/a.txt").parts
+    parts = open_source(f"files:{tmp_path}/a.txt").documents()
     (train,), (heldout,) = parts["train"], parts["heldout"]
     assert train.text + heldout.text == LINES
     assert train.text.endswith(b"\n")
@@ -66,7 +69,7 @@ def test_a_text_of_one_line_has_no_end_to_hold_out():
 
 def test_held_out_bytes_and_scored_tokens_are_exact(folder):
     prepared = Text(f"files:{folder}/*.txt", **SIZES).prepare()
-    parts = corpus.divided(f"files:{folder}/*.txt").parts
+    parts = open_source(f"files:{folder}/*.txt").documents()
     held = [document.text for document in parts["heldout"]]
     assert texts(prepared.heldout) == b"".join(held)
     assert prepared.heldout.n_bytes == sum(map(len, held))
@@ -88,7 +91,7 @@ def test_preparing_again_opens_what_was_made(folder, monkeypatch):
     def again(*made):
         raise AssertionError("It was laid out again.")
 
-    monkeypatch.setattr(layout, "_write", again)
+    monkeypatch.setattr(token_files, "_write", again)
     assert source.prepare().fingerprint == first.fingerprint
     longer = Text(f"files:{folder}/*.txt", tokenizer=BPE(280), seq_len=64, batch_size=2)
     assert longer.prepare().fingerprint == first.fingerprint
@@ -103,7 +106,7 @@ def test_a_changed_byte_changes_the_fingerprint(folder):
 
 def test_a_tokenizer_learns_from_the_training_part_alone(folder):
     prepared = Text(f"files:{folder}/*.txt", tokenizer=BPE(280), **SIZES).prepare()
-    train = corpus.divided(f"files:{folder}/*.txt").parts["train"]
+    train = open_source(f"files:{folder}/*.txt").documents()["train"]
     alone = BPE(280).build(document.text for document in train)
     assert prepared.tokenizer.fingerprint == alone.fingerprint
 
@@ -129,17 +132,17 @@ def test_scoring_a_text_shorter_than_a_window_pads_it(tmp_path):
 
 def test_files_above_the_limit_are_read_in_place(folder, monkeypatch):
     through_records = Text(f"files:{folder}/*.txt", **SIZES).prepare()
-    monkeypatch.setattr(corpus, "STREAMED_BYTES", 0)
-    monkeypatch.setattr(corpus, "_through_records", None)
+    monkeypatch.setattr(text_files, "STREAMED_BYTES", 0)
+    monkeypatch.setattr(text_files, "_through_records", None)
     monkeypatch.setenv("JAXPAR_CACHE", str(folder / "another"))
     in_place = Text(f"files:{folder}/*.txt", **SIZES).prepare()
     assert texts(in_place.train) == texts(through_records.train)
 
 
 def test_a_long_text_is_cut_between_characters_and_loses_nothing(monkeypatch):
-    monkeypatch.setattr(layout, "PIECE_BYTES", 7)
+    monkeypatch.setattr(token_files, "PIECE_BYTES", 7)
     text = ("äöü" * 9 + "\nx\n" + "→" * 8).encode()
-    pieces = layout._pieces(text)
+    pieces = token_files._pieces(text)
     assert b"".join(pieces) == text and len(pieces) > 5
     assert all(piece.decode() for piece in pieces)
 
@@ -162,7 +165,7 @@ def test_synthetic_text_and_importing_need_numpy_alone(tmp_path):
         "import sys\n"
         "from jaxpar.data.source import Text\n"
         "Text('synthetic', seq_len=64, batch_size=4).prepare(progress=False)\n"
-        "heavy = {'tensorflow_datasets', 'grain', 'tokenizers', 'array_record'}\n"
+        "heavy = {'tensorflow_datasets', 'pyarrow', 'tokenizers', 'array_record'}\n"
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)\n"
     )
     done = subprocess.run(
@@ -176,7 +179,7 @@ def test_synthetic_text_and_importing_need_numpy_alone(tmp_path):
 
 
 def test_the_standard_library_is_read_without_tests_and_code_pages():
-    names = local.standard_library()
+    names = stdlib.modules()
     assert "ast.py" in names and len(names) > 300
     folders = {folder for name in names for folder in name.split("/")[:-1]}
     assert not folders & {"test", "tests", "encodings", "site-packages"}
@@ -265,18 +268,18 @@ def test_a_build_that_fails_leaves_nothing_behind(tmp_path):
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError):
-        cache.built(tmp_path / "made", fail)
+        cache.build_once(tmp_path / "made", fail)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_first_of_two_builders_stands(tmp_path):
     def late(aside):
         (aside / "who").write_text("late")
-        cache.built(
+        cache.build_once(
             tmp_path / "made", lambda a: (a / "who").write_text("first") and None
         )
 
-    assert (cache.built(tmp_path / "made", late) / "who").read_text() == "first"
+    assert (cache.build_once(tmp_path / "made", late) / "who").read_text() == "first"
     assert [p.name for p in tmp_path.iterdir()] == ["made"]
 
 

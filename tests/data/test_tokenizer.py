@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxpar.config import UserError
 from jaxpar.data import tokenizer
 from jaxpar.data.tokenizer import BPE, Bytes
+from jaxpar.errors import UserError
 
 TEXTS = [b"def f(x):\n    return x + 1\n" * 20, "naïve Öl \u2192 \U0001f600\n".encode()]
 BOTH = [Bytes().build(TEXTS), BPE(300).build(TEXTS)]

@@ -7,23 +7,23 @@ from hypothesis import strategies as st
 
 from jaxpar.data import windows
 from jaxpar.data.task import causal
-from jaxpar.data.windows import Laid, Rows
+from jaxpar.data.windows import Rows, TokenFile
 
 PAD = 999
 
 
-def laid(lengths, prompts=None) -> Laid:
+def laid(lengths, prompts=None) -> TokenFile:
     """Items of the given token counts (begin and end included), numbered through."""
     ends = np.cumsum(lengths).astype(np.int64)
     prompts = np.ones_like(ends) if prompts is None else np.array(prompts)
     tokens = np.arange(1, ends[-1] + 1, dtype=np.uint16)
-    return Laid(tokens, ends, prompts, np.array(lengths) - 2, PAD, None)
+    return TokenFile(tokens, ends, prompts, np.array(lengths) - 2, PAD, None)
 
 
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=12), st.integers(1, 17))
 def test_every_token_but_the_first_of_a_document_is_scored_once(lengths, seq_len):
     corpus = laid(lengths)
-    rows = [causal(window) for window in windows.covering(corpus, seq_len)]
+    rows = [causal(window) for window in windows.all_windows(corpus, seq_len)]
     scored = np.concatenate([row["targets"][row["weights"] > 0] for row in rows])
     firsts = set(corpus.tokens[corpus.starts].tolist())
     assert scored.tolist() == [t for t in corpus.tokens.tolist() if t not in firsts]
@@ -32,29 +32,29 @@ def test_every_token_but_the_first_of_a_document_is_scored_once(lengths, seq_len
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=12), st.integers(1, 17))
 def test_the_count_of_scored_tokens_is_the_sum_of_weights(lengths, seq_len):
     for found in (
-        windows.covering(laid(lengths), seq_len),
-        windows.whole(laid(lengths), seq_len),
+        windows.all_windows(laid(lengths), seq_len),
+        windows.full_windows(laid(lengths), seq_len),
     ):
         total = sum(causal(window)["weights"].sum() for window in found)
         assert found.n_tokens == total
 
 
 def test_positions_restart_with_each_document_and_each_window():
-    first, second = windows.covering(laid([4, 5]), 6)
+    first, second = windows.all_windows(laid([4, 5]), 6)
     assert first.positions.tolist() == [0, 1, 2, 3, 0, 1, 2]
     assert first.segments.tolist() == [1, 1, 1, 1, 2, 2, 2]
     assert second.positions.tolist() == [0, 1, 2, 0, 0, 0, 0]
 
 
 def test_the_last_window_is_filled_up_with_weight_zero():
-    *_, last = windows.covering(laid([4, 5]), 6)
+    *_, last = windows.all_windows(laid([4, 5]), 6)
     assert last.tokens.tolist() == [7, 8, 9, PAD, PAD, PAD, PAD]
     assert last.segments.tolist() == [1, 1, 1, 0, 0, 0, 0]
     assert causal(last)["weights"].tolist() == [1, 1, 0, 0, 0, 0]
 
 
 def test_a_target_in_another_document_weighs_nothing():
-    (window,) = windows.whole(laid([3, 4]), 6)
+    (window,) = windows.full_windows(laid([3, 4]), 6)
     row = causal(window)
     assert row["weights"].tolist() == [1, 1, 0, 1, 1, 1]
     assert {name: field.dtype.name for name, field in row.items()} == {
@@ -88,6 +88,6 @@ def test_an_answer_that_does_not_fit_is_left_out_and_counted():
 
 
 def test_reading_behind_the_last_window_is_an_index_error():
-    found = windows.covering(laid([4]), 2)
+    found = windows.all_windows(laid([4]), 2)
     with pytest.raises(IndexError, match=f"{len(found)}"):
         found[len(found)]

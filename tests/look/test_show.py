@@ -13,7 +13,7 @@ from jaxpar.look import show
 from jaxpar.models import sizes
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
-from jaxpar.partition.place import Precision
+from jaxpar.partition.precision import Precision
 
 
 def experiment(model=sizes.GPT_124M, layout="fsdp=4,tensor=2", **fields) -> Pretrain:

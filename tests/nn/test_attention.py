@@ -5,19 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpar.nn.kernel import Tiled, may_look
-from jaxpar.nn.places import NOWHERE, Places, whole
+from jaxpar.nn.context_parallel import over_seq
+from jaxpar.nn.flash_attention import FlashAttention, attention_mask
+from jaxpar.nn.places import NO_DOCUMENT, Places, one_document_per_row
 from jaxpar.nn.rope import rotate
 from jaxpar.partition.layout import Layout
-from jaxpar.partition.place import alone, under
-from jaxpar.partition.sequence import over_seq
+from jaxpar.partition.sharding import single_device, use_layout
 
 
 def naive(q, k, v, where, where_k, window=0):
     """The textbook's attention, with all scores at once; 0 where nothing is seen."""
     k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("BTNH,BSNH->BNTS", q, k) / q.shape[-1] ** 0.5
-    seen = may_look(where, where_k, window)[:, None]
+    seen = attention_mask(where, where_k, window)[:, None]
     share = jax.nn.softmax(scores, axis=-1, where=seen)
     return jnp.einsum("BNTS,BSNH->BTNH", jnp.where(seen, share, 0), v)
 
@@ -40,8 +40,8 @@ def test_tiles_are_the_textbooks_attention(sizes, window, tile):
         change = jnp.cos(jnp.arange(q.size)).reshape(q.shape)
 
         def tiled(q, k, v):
-            with alone():
-                out = over_seq(Tiled(window, tile), q, k, v, where, where_k)
+            with single_device():
+                out = over_seq(FlashAttention(window, tile), q, k, v, where, where_k)
                 return jnp.sum(out * change)
 
         def plain(q, k, v):
@@ -60,8 +60,8 @@ def test_bfloat16_rounds_and_does_no_more():
     @jax.jit
     def gradients(q, k, v):
         def loss(q, k, v):
-            with alone():
-                out = over_seq(Tiled(), q, k, v, where, where_k)
+            with single_device():
+                out = over_seq(FlashAttention(), q, k, v, where, where_k)
             return jnp.sum(jnp.square(out.astype(jnp.float32)))
 
         return jax.grad(loss, (0, 1, 2))(q, k, v)
@@ -74,8 +74,8 @@ def test_bfloat16_rounds_and_does_no_more():
 
 def test_a_query_that_sees_nothing_gets_nothing():
     q, k, v, where, where_k = some(2, 3, 5, 2, 2)
-    nowhere = Places(where_k.positions, jnp.full((2, 5), NOWHERE))
-    found = Tiled().forward(q, k, v, where, nowhere)
+    nowhere = Places(where_k.positions, jnp.full((2, 5), NO_DOCUMENT))
+    found = FlashAttention().forward(q, k, v, where, nowhere)
     assert not found.out.any() and (found.lse == jnp.finfo(found.lse.dtype).min).all()
 
 
@@ -86,11 +86,13 @@ def test_a_split_sequence_is_the_whole_one(text):
     with jax.enable_x64(True):
         q, k, v, where, _ = some(3, 16, 16, 4, 4)
         change = jnp.cos(jnp.arange(q.size)).reshape(q.shape)
-        order = layout.order(16)
+        order = layout.token_numbers(16)
 
         def split(q, k, v, where, change):
-            with under(placed):
-                return jnp.sum(over_seq(Tiled(tile=40), q, k, v, where) * change)
+            with use_layout(placed):
+                return jnp.sum(
+                    over_seq(FlashAttention(tile=40), q, k, v, where) * change
+                )
 
         def plain(q, k, v):
             return jnp.sum(naive(q, k, v, where, where) * change)
@@ -99,7 +101,7 @@ def test_a_split_sequence_is_the_whole_one(text):
         args = jax.tree.map(lambda x: x[:, order], (q, k, v, where, change))
 
         def both(*args):
-            with under(placed):
+            with use_layout(placed):
                 return jax.value_and_grad(split, (0, 1, 2))(*args)
 
         value, grads = jax.jit(both)(*jax.device_put(args, placed.replicated))
@@ -113,10 +115,10 @@ def temporary(text, T, tile=2**14):
     placed = Layout.parse(text).on(jax.devices()[: Layout.parse(text).n_devices])
 
     def total(q, k, v, where):
-        return jnp.sum(over_seq(Tiled(tile=tile), q, k, v, where))
+        return jnp.sum(over_seq(FlashAttention(tile=tile), q, k, v, where))
 
     def grads(*args):
-        with under(placed):
+        with use_layout(placed):
             return jax.grad(total, (0, 1, 2))(*args)
 
     by_heads = placed.sharding(("batch", "seq", "heads", "head_dim"))
@@ -139,16 +141,16 @@ def test_a_rings_memory_is_linear_in_the_piece_of_a_device():
 
 def test_a_query_looks_back_in_its_own_document_and_window_only():
     where = Places(jnp.asarray([[0, 1, 2, 0, 1]]), jnp.asarray([[1, 1, 1, 2, 2]]))
-    assert may_look(where, where)[0].astype(int).tolist() == [
+    assert attention_mask(where, where)[0].astype(int).tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [1, 1, 1, 0, 0],
         [0, 0, 0, 1, 0],
         [0, 0, 0, 1, 1],
     ]
-    assert may_look(where, where, 2)[0, 2].astype(int).tolist() == [0, 1, 1, 0, 0]
-    empty = Places(where.positions, jnp.full((1, 5), NOWHERE))
-    assert not may_look(where, empty).any()
+    assert attention_mask(where, where, 2)[0, 2].astype(int).tolist() == [0, 1, 1, 0, 0]
+    empty = Places(where.positions, jnp.full((1, 5), NO_DOCUMENT))
+    assert not attention_mask(where, empty).any()
 
 
 def test_rotation_depends_on_distance_alone():
@@ -163,6 +165,6 @@ def test_rotation_depends_on_distance_alone():
 
 
 def test_rows_of_one_document_stand_from_its_start():
-    places = whole(jnp.zeros((2, 3), jnp.int32))
+    places = one_document_per_row(jnp.zeros((2, 3), jnp.int32))
     assert places.positions.tolist() == [[0, 1, 2]] * 2
     assert places.segments.tolist() == [[0, 0, 0]] * 2

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpar.config import UserError, paths
+from jaxpar.errors import UserError
 from jaxpar.optim.optimizer import AdamW, Muon
 from jaxpar.optim.schedule import NEVER, Schedule
 from jaxpar.partition.layout import Layout
-from jaxpar.partition.place import alone, under
+from jaxpar.partition.sharding import single_device, use_layout
+from jaxpar.tree import flatten
 
 NAMES = {
     "embedding": ("vocab", "embed"),
@@ -36,7 +37,7 @@ def tree(seed):
     )
 
 
-def step(config, params, grads, frame=alone):
+def step(config, params, grads, frame=single_device):
     optimizer = config.build(NAMES, CONSTANT)
     state = optimizer.init(params)
     rate = optimizer.schedule(0)
@@ -49,7 +50,7 @@ def test_parameters_born_constant_do_not_decay(kind):
     config = kind(peak_lr=0.1, weight_decay=0.5, **FLAT)
     zero = jax.tree.map(jnp.zeros_like, tree(0))
     updates, _ = step(config, tree(0), zero)
-    for path, update in paths(updates).items():
+    for path, update in flatten(updates).items():
         assert bool(jnp.any(update != 0)) == (path not in CONSTANT), path
 
 
@@ -57,7 +58,7 @@ def test_parameters_born_constant_do_not_decay(kind):
 def test_what_is_frozen_gets_no_update_and_holds_no_moments(kind):
     config = kind(peak_lr=0.1, freeze=("layers/*",), **FLAT)
     updates, state = step(config, tree(0), tree(1))
-    for path, update in paths(updates).items():
+    for path, update in flatten(updates).items():
         assert bool(jnp.all(update == 0)) == path.startswith("layers/")
     assert not [leaf for leaf in jax.tree.leaves(state) if leaf.ndim > 2]
 
@@ -92,9 +93,9 @@ def test_a_mesh_does_not_change_the_update(kind):
     )
     one, _ = step(config, tree(0), tree(1))
     given = jax.device_put((tree(0), tree(1)), (shardings,) * 2)
-    spread, _ = step(config, *given, frame=lambda: under(placed))
-    for path, update in paths(one).items():
-        np.testing.assert_allclose(paths(spread)[path], update, atol=2e-6)
+    spread, _ = step(config, *given, frame=lambda: use_layout(placed))
+    for path, update in flatten(one).items():
+        np.testing.assert_allclose(flatten(spread)[path], update, atol=2e-6)
 
 
 def test_devices_do_not_repeat_each_others_matrices():
@@ -104,7 +105,7 @@ def test_devices_do_not_repeat_each_others_matrices():
     def flops(n):
         placed = Layout.parse(f"data={n}").on(jax.devices()[:n])
         given = tree(1), optimizer.init(tree(0)), tree(0)
-        with under(placed):
+        with use_layout(placed):
             update = jax.jit(optimizer.update, in_shardings=placed.replicated)
             compiled = update.lower(*given, jnp.float32(0.1)).compile()
         return compiled.cost_analysis()["flops"]

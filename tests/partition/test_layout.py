@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import pytest
 
 from jaxpar import axes
-from jaxpar.nn.dense import dense
+from jaxpar.nn.linear import dense
 from jaxpar.nn.param import constant, param
-from jaxpar.partition.layout import Layout, Rules, lent
-from jaxpar.partition.place import alone, constrain, local, under
+from jaxpar.partition.layout import Layout
+from jaxpar.partition.rules import Rules, if_free
+from jaxpar.partition.sharding import constrain, local, single_device, use_layout
 
 
 def test_the_rules_have_the_vocabulary_as_fields():
@@ -63,7 +64,7 @@ def test_a_mesh_axis_serves_an_array_once():
 
 
 def test_a_lent_axis_counts_only_where_nobody_owns_it():
-    rules = Rules(seq=lent("tensor"), heads="tensor")
+    rules = Rules(seq=if_free("tensor"), heads="tensor")
     assert rules.resolve(("seq", "embed")) == (("tensor",), ())
     assert rules.resolve(("seq", "heads")) == ((), ("tensor",))
 
@@ -78,15 +79,15 @@ def test_arrays_used_together_are_split_alike():
 
 @pytest.mark.parametrize("word", ["context", "ring"])
 def test_zigzag_gives_each_device_an_early_and_a_late_chunk(word):
-    order = Layout.parse(f"{word}=2").order(8)
+    order = Layout.parse(f"{word}=2").token_numbers(8)
     assert order.tolist() == [0, 1, 6, 7, 2, 3, 4, 5]
-    assert Layout.parse("ulysses=2").order(8).tolist() == list(range(8))
+    assert Layout.parse("ulysses=2").token_numbers(8).tolist() == list(range(8))
     with pytest.raises(ValueError, match="seq_len=6 .* by 4, .* are 4 and 8"):
-        Layout.parse(f"{word}=2").order(6)
+        Layout.parse(f"{word}=2").token_numbers(6)
 
 
 def test_two_borrowers_of_one_axis_are_refused():
-    rules = Rules(seq=lent("tensor"), batch=lent("tensor"))
+    rules = Rules(seq=if_free("tensor"), batch=if_free("tensor"))
     with pytest.raises(ValueError, match="twice"):
         rules.resolve(("batch", "seq"))
 
@@ -136,12 +137,15 @@ def test_zero1_slices_the_optimizer_and_fsdp_the_parameters_too():
 def test_constrain_outside_any_layout_is_an_error():
     with pytest.raises(ValueError, match="No layout is in force"):
         constrain(jnp.ones((2, 2)), "batch", "embed")
-    with alone():
+    with single_device():
         constrain(jnp.ones((2, 2)), "batch", "embed")
 
 
 def test_constrain_wants_a_name_for_every_axis():
-    with under(Layout.parse("data=1")), pytest.raises(ValueError, match="was given"):
+    with (
+        use_layout(Layout.parse("data=1")),
+        pytest.raises(ValueError, match="was given"),
+    ):
         constrain(jnp.ones((2, 2)), "batch")
 
 
@@ -151,7 +155,7 @@ def test_local_reduces_over_the_devices_that_split_an_axis():
     logits = jax.device_put(logits, placed.sharding(("batch", "vocab")))
 
     def total(x):
-        with under(placed):
+        with use_layout(placed):
             run = local(
                 lambda together, x: together.psum(jnp.sum(x, axis=-1)),
                 in_axes=[("batch", "vocab")],

@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 
+from jaxpar.train.actions import StartDecay, Stop
 from jaxpar.train.converge import (
     DECAY,
     OVER,
@@ -21,7 +22,6 @@ from jaxpar.train.converge import (
     Never,
     phase_of,
 )
-from jaxpar.train.loop import StartDecay, Stop
 from jaxpar.train.state import NEVER
 
 RULE = Converged(patience=4, min_improvement=0.01, smoothing=3)

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpar.config import paths
 from jaxpar.models import sizes
 from jaxpar.nn.norm import RMSNorm
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout, Placed
-from jaxpar.partition.place import Precision
+from jaxpar.partition.precision import Precision
 from jaxpar.train.objective import CausalLM
 from jaxpar.train.state import Recipe, create
 from jaxpar.train.step import make_gradients, make_train_step
+from jaxpar.tree import flatten
 
 LAYOUTS = (
     "data=8",
@@ -68,7 +68,7 @@ def rows(step=0, n=B, documents=3):
 
 
 def put(batch, placed):
-    order = placed.layout.order(T)
+    order = placed.layout.token_numbers(T)
     batch = {name: field[:, order] for name, field in batch.items()}
     return jax.device_put(batch, placed.sharding(("batch", "seq")))
 
@@ -80,7 +80,7 @@ def gradients_of(model, layout, *, microbatches=1):
         state = create(recipe, placed, seed=1)
         function = make_gradients(recipe, placed, microbatches=microbatches)
         grads, sums = jax.jit(function)(state.params, put(rows(), placed), jnp.int32(3))
-        return jax.device_get((paths(grads), sums._asdict()))
+        return jax.device_get((flatten(grads), sums._asdict()))
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_initial_weights_are_bit_equal_on_every_layout():
         create(recipe_of(LLAMA), place(layout), seed=5)
         for layout in ("data=1", "fsdp=4,tensor=2")
     ]
-    one, many = (paths(jax.device_get(state.params)) for state in states)
+    one, many = (flatten(jax.device_get(state.params)) for state in states)
     for path, leaf in one.items():
         np.testing.assert_array_equal(leaf, many[path], err_msg=path)
 
@@ -171,6 +171,6 @@ def test_explicit_axes_give_the_same_gradients(text, alone):
         state = create(recipe, placed, seed=1)
         function = jax.jit(make_gradients(recipe, placed))
         grads, _ = function(state.params, put(rows(), placed), jnp.int32(3))
-        got = jax.device_get(paths(grads))
+        got = jax.device_get(flatten(grads))
     for path, leaf in alone["gpt"][0].items():
         np.testing.assert_allclose(got[path], leaf, rtol=1e-9, atol=1e-12)

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpar.train.events import Decide, Diverged, Evaluate, Log
-from jaxpar.train.loop import History, StartDecay, Stop, fit
+from jaxpar.errors import Diverged
+from jaxpar.train.actions import StartDecay, Stop
+from jaxpar.train.events import Decide, Evaluate, Log
+from jaxpar.train.loop import History, fit
 from jaxpar.train.state import NEVER, TrainState
 
 

@@ -14,7 +14,7 @@ from experiments.bench.collectives import report
 from jaxpar.models import sizes
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
-from jaxpar.partition.place import Precision
+from jaxpar.partition.precision import Precision
 from jaxpar.train.objective import CausalLM
 from jaxpar.train.state import Recipe
 from jaxpar.train.step import make_gradients, make_train_step

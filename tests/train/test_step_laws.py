@@ -7,17 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpar.config import paths
 from jaxpar.models import sizes
 from jaxpar.nn.norm import RMSNorm
-from jaxpar.nn.places import Places, whole
+from jaxpar.nn.places import Places, one_document_per_row
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
-from jaxpar.partition.place import Precision, under
+from jaxpar.partition.precision import Precision
+from jaxpar.partition.sharding import use_layout
 from jaxpar.train.loss import chunked_loss
 from jaxpar.train.objective import CausalLM
 from jaxpar.train.state import Recipe, create
 from jaxpar.train.step import make_gradients, make_train_step
+from jaxpar.tree import flatten
 
 T = 16
 GPT = sizes.gpt(vocab_size=90, n_layers=2, d_embed=16, n_heads=4, max_positions=T)
@@ -44,7 +45,7 @@ def forward(model, tokens, where):
 
     @jax.jit
     def run(params, tokens, where):
-        with under(placed, recipe.precision):
+        with use_layout(placed, recipe.precision):
             model = recipe.merge(anatomy, params)
             x, _ = model(tokens, where)
             return model.unembed(x)
@@ -62,7 +63,10 @@ def test_no_position_sees_the_future(model):
         tokens = some_tokens()
         poked = tokens.copy()
         poked[0, 7] += 1
-        a, b = (forward(model, x, whole(jnp.asarray(x))) for x in (tokens, poked))
+        a, b = (
+            forward(model, x, one_document_per_row(jnp.asarray(x)))
+            for x in (tokens, poked)
+        )
     np.testing.assert_array_equal(a[0, :7], b[0, :7])
     assert (a[0, 7:] != b[0, 7:]).any(axis=-1).all()
 
@@ -98,11 +102,11 @@ def test_the_first_of_two_packed_documents_leaves_the_second_as_it_was(model):
             grads.append(jax.device_get(found))
         # Alone in its row, the second document gives the same logits.
         lone = first["tokens"][:, 6:]
-        by_itself = forward(model, lone, whole(jnp.asarray(lone)))
+        by_itself = forward(model, lone, one_document_per_row(jnp.asarray(lone)))
     np.testing.assert_array_equal(logits[0][0, 6:], logits[1][0, 6:])
     np.testing.assert_allclose(by_itself[0], logits[0][0, 6:], rtol=1e-10, atol=1e-12)
-    for path, leaf in paths(grads[0]).items():
-        other_leaf = paths(grads[1])[path]
+    for path, leaf in flatten(grads[0]).items():
+        other_leaf = flatten(grads[1])[path]
         if path == "embedding":
             # Tied or not, rows of the first document's own tokens get no gradient
             # through it; only the softmax touches them, which both share.
@@ -133,7 +137,7 @@ def test_microbatches_of_1_and_7_tokens_give_the_mean_over_8():
             function = jax.jit(make_gradients(recipe, placed, microbatches=m))
             grads, sums = function(params, batch_of(weights), 0)
             assert float(sums.weight) == 8
-            found.append(paths(jax.device_get(grads)))
+            found.append(flatten(jax.device_get(grads)))
     for path, leaf in found[0].items():
         np.testing.assert_allclose(found[1][path], leaf, rtol=1e-10, atol=1e-14)
 
@@ -148,8 +152,8 @@ def test_a_batch_without_a_token_to_learn_from_changes_nothing_but_decay():
     step = make_train_step(recipe, placed)
     state, metrics = step(state, batch_of(np.zeros((2, T))))
     assert float(metrics["loss"]) == 0
-    for path, leaf in paths(jax.device_get(state.params)).items():
-        np.testing.assert_array_equal(leaf, paths(before)[path], err_msg=path)
+    for path, leaf in flatten(jax.device_get(state.params)).items():
+        np.testing.assert_array_equal(leaf, flatten(before)[path], err_msg=path)
 
 
 def test_the_update_from_step_i_uses_the_schedule_at_i():
@@ -190,5 +194,7 @@ def test_chunks_change_neither_loss_nor_gradients():
 
 def test_padded_ids_of_the_vocabulary_are_never_likely():
     with jax.enable_x64(True):
-        logits = forward(LLAMA, some_tokens(), whole(jnp.asarray(some_tokens())))
+        logits = forward(
+            LLAMA, some_tokens(), one_document_per_row(jnp.asarray(some_tokens()))
+        )
     assert logits.shape[-1] == 90 and np.isfinite(logits).all()

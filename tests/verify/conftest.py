@@ -60,7 +60,7 @@ def eight_devices():
 def reference_of(form: str) -> Reference:
     """One device's numbers, whole: a proof of a layout is not to wait for them."""
     reference = Reference(RUNS[form])
-    reference.one.prepare(reference.parts)
+    reference.compile()
     for part in (*reference.parts, END_TO_END):
         reference.wanted(part)
     return reference

@@ -9,13 +9,14 @@ from flax import nnx
 from jaxpar.data.source import Text
 from jaxpar.data.tokenizer import Bytes
 from jaxpar.experiment import Pretrain
-from jaxpar.models.decoder import Aux, ModelConfig
-from jaxpar.nn.dense import dense, lookup
+from jaxpar.models.base import Aux, ModelConfig
+from jaxpar.nn.embed import lookup
+from jaxpar.nn.linear import dense
 from jaxpar.nn.param import fan_in, normal, param
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.notes import note
-from jaxpar.partition.place import constrain, gather, local
+from jaxpar.partition.sharding import constrain, gather, local
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Own(nnx.Module):
         return None
 
 
-run = Pretrain(
+experiment = Pretrain(
     model=OwnConfig(),
     data=Text("synthetic", tokenizer=Bytes(), seq_len=32, batch_size=8),
     optim=AdamW(peak_lr=1e-2, warmup_steps=2, decay_steps=10),

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxpar.nn.places import whole
+from jaxpar.nn.places import one_document_per_row
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.notes import note, recorded, recording
-from jaxpar.partition.place import alone
-from jaxpar.verify.parts import Computed, Noted
-from jaxpar.verify.rows import Packed
+from jaxpar.partition.sharding import single_device
+from jaxpar.verify.computed import Computed, Noted
+from jaxpar.verify.packed_rows import Packed
 from tests.verify.conftest import LLAMA, run_of
 
 SMALL = dataclasses.replace(LLAMA, n_layers=4, max_positions=16)
@@ -37,19 +37,19 @@ def test_notes_of_every_layer_leave_loops_and_rematerialisation(remat):
 
 
 def test_a_note_is_the_value_that_the_next_layer_gets():
-    with alone():
+    with single_device():
         model = SMALL.build(nnx.Rngs(params=0))
         tokens = jnp.arange(32).reshape(2, 16)
 
         def run(tokens):
             with recording() as notes:
-                x, _ = model(tokens, whole(tokens))
+                x, _ = model(tokens, one_document_per_row(tokens))
             return x, notes.found
 
         x, found = jax.jit(run)(tokens)
     np.testing.assert_array_equal(x, found["norm/out"])
     last = found["layers/block/out"][-1]
-    with alone():
+    with single_device():
         np.testing.assert_allclose(model.norm(last), x, rtol=1e-6)
 
 
@@ -71,7 +71,7 @@ def test_a_program_is_the_same_whether_or_not_it_may_be_recorded():
         model = computed.recipe.merge(computed.anatomy, params)
         return objective(model, batch, None).loss
 
-    with alone():
+    with single_device():
         shapes = computed.anatomy.shapes
         texts = [
             str(jax.make_jaxpr(lambda p, b, o=o: loss(p, b, o))(shapes, computed.batch))

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import pytest
 
 from jaxpar.cli import main
-from jaxpar.generate import sample
+from jaxpar.generate import sampling
 from jaxpar.models import decoder
-from jaxpar.nn import attention, dense, kernel, mlp, norm, param
+from jaxpar.nn import attention, flash_attention, linear, mlp, norm, param
 from jaxpar.optim import optimizer
-from jaxpar.partition.place import Together, current, gather, local
+from jaxpar.partition.sharding import Collectives, current_context, gather, local
 from jaxpar.train import loss, objective
 from jaxpar.verify import Reference, assert_same
 from jaxpar.verify.parts import PARTS, TOKENS
@@ -44,7 +44,7 @@ def mean_of_means(unembed, x, targets, weights, *, chunk):
 def without_psum(spec, x, w):
     """The down projection's partial sums are taken for the whole."""
     if spec != "BTF,FD->BTD":
-        return dense.dense(spec, x, w)
+        return linear.dense(spec, x, w)
     run = local(
         lambda _, x, w: x @ w,
         in_axes=(("batch", "seq", "mlp"), ("mlp", "embed")),
@@ -75,7 +75,7 @@ DROPOUT = decoder.dropout
 
 def born_by_shard(self, key, dims, dtype):
     """Matrices of the MLP are drawn piece by piece from one key."""
-    layout = current().layout
+    layout = current_context().layout
     if "mlp" not in dims or layout is None or "tensor" not in layout.sizes:
         return BORN(self, key, dims, dtype)
     names, whole = tuple(dims), tuple(dims.values())
@@ -92,13 +92,13 @@ BORN = param.Init.__call__
 
 def averaged_twice(grad, names):
     """The gradient of one weight is divided by the number of data shards."""
-    layout = current().layout
+    layout = current_context().layout
     if names == ("embed", "mlp") and layout is not None:
         grad = grad / layout.batch_divisor
     return SPREAD(grad, names)
 
 
-SPREAD = dense.spread
+SPREAD = linear.reduce_gradient
 
 
 def own_maximum(logits, targets):
@@ -155,10 +155,10 @@ def off_by_one_block(self, x):
     return (*PERMUTE(self, moved[:2]), *moved[2:])
 
 
-PERMUTE = Together.permute
+PERMUTE = Collectives.permute
 
 
-class Ahead(kernel.Tiled):
+class Ahead(flash_attention.FlashAttention):
     """On the second piece of the sequence each query sees one key too many."""
 
     def forward(self, q, k, v, where, where_k):
@@ -170,12 +170,12 @@ class Ahead(kernel.Tiled):
 
 PLANTED = {
     "a ring off by one block": (
-        (Together, "permute", off_by_one_block),
+        (Collectives, "permute", off_by_one_block),
         "data=2,ring=4",
         ("forward", "layers/attn/mixed", 0, None, "context"),
     ),
     "a wrong causal offset on one shard": (
-        (attention, "Tiled", Ahead),
+        (attention, "FlashAttention", Ahead),
         "data=2,context=2",
         ("forward", "layers/attn/mixed", 0, {"context": 1}, "context"),
     ),
@@ -200,7 +200,7 @@ PLANTED = {
         ("init", "layers/mlp/w_down", 0, None, "tensor"),
     ),
     "a gradient averaged twice": (
-        (dense, "spread", averaged_twice),
+        (linear, "reduce_gradient", averaged_twice),
         "replica=2,tensor=2",
         ("backward", "layers/mlp/w_gate", 2, None, "replica"),
     ),
@@ -226,7 +226,7 @@ def larger_gradients(tree):
     """The optimizer gets the sum of what every device has, not one of them."""
     with contextlib.suppress(ValueError):
         # Outside a step there is no layout.
-        pieces = current().layout.batch_divisor
+        pieces = current_context().layout.batch_divisor
         tree = jax.tree.map(lambda x: x * pieces, tree)
     return WIDE(tree)
 
@@ -258,17 +258,17 @@ def next_token(logits, key, how):
     return run(CHOOSE(logits, key, how))
 
 
-CHOOSE = sample.choose
+CHOOSE = sampling.choose
 LATER = {
     "optimizer": (optimizer, "_wide", larger_gradients),
     "evaluate": (decoder, "dropout", shifted_without_keys),
-    "generate": (sample, "choose", next_token),
+    "generate": (sampling, "choose", next_token),
 }
 
 
 @pytest.fixture(scope="module")
 def later(small):
-    reference = Reference(small.run, parts=(*PARTS[4:], TOKENS))
+    reference = Reference(small.experiment, parts=(*PARTS[4:], TOKENS))
     for part in reference.parts:
         reference.wanted(part)
     return reference

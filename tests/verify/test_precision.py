@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from jaxpar.nn import dense
-from jaxpar.partition.place import Precision
+from jaxpar.nn import linear
+from jaxpar.partition.precision import Precision
 from jaxpar.verify import Reference
 from jaxpar.verify.parts import LOGITS, PARTS
 from jaxpar.verify.prove import prove
@@ -27,7 +27,7 @@ def test_rounding_passes_and_a_bug_does_not(compute, monkeypatch):
     assert proof.passed, f"\n{proof}"
     errors = [leaf.error for leaf in proof.leaves if leaf.kind == "gradient"]
     assert min(errors) > 1e-9
-    monkeypatch.setattr(dense, "spread", averaged_twice)
+    monkeypatch.setattr(linear, "spread", averaged_twice)
     proof = prove(reference, "data=2")
     assert not proof.passed
     assert proof.first is not None and proof.first.name == "layers/mlp/w_gate"

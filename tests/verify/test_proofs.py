@@ -10,7 +10,7 @@ from jaxpar.partition.layout import Layout
 from jaxpar.verify import Reference, assert_same
 from jaxpar.verify.parts import PARTS
 from jaxpar.verify.prove import prove
-from tests.own_model import BagConfig, run
+from tests.own_model import BagConfig, experiment
 from tests.verify.conftest import GPT, RUNS, run_of
 
 LAYOUTS = (
@@ -82,5 +82,5 @@ def test_one_token_that_counts_gives_the_gradient_of_one_device(layout):
 
 
 def test_ones_own_model_and_objective_are_proven_in_one_line():
-    assert_same(run, "fsdp=4,tensor=2")
+    assert_same(experiment, "fsdp=4,tensor=2")
     assert_same(BagConfig(), "data=2")

@@ -1,0 +1,60 @@
+"""Every error of jaxpar's own, with the exit status that a command ends with."""
+
+FAILED = 1
+STOPPED_ON_REQUEST = 75
+INTERRUPTED = 130
+
+
+class JaxparError(Exception):
+    """An error whose message is written for the person at the command line."""
+
+    exit_status = FAILED
+
+
+class UserError(JaxparError, ValueError):
+    """The request was wrong, or data that was looked at before compiling."""
+
+    exit_status = 2
+
+
+class DataWentBad(JaxparError, ValueError):
+    """Data that was good when it was prepared cannot be read while running."""
+
+    exit_status = 3
+
+
+class NoUsableCheckpoint(JaxparError, ValueError):
+    """A run has checkpoints, and none of them can be opened."""
+
+    exit_status = 4
+
+
+class SaveFailed(JaxparError, RuntimeError):
+    """A checkpoint was not saved."""
+
+
+class Diverged(JaxparError, RuntimeError):
+    """The loss is not a finite number any more."""
+
+    exit_status = 43
+
+
+class OtherProcessFailed(JaxparError):
+    """Another process of this run failed; this one ends with the same exit status."""
+
+    def __init__(self, message: str, exit_status: int):
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error of ours; of any other, its class and first line."""
+    if isinstance(error, JaxparError):
+        return " ".join(str(error).split()) or type(error).__name__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def exit_status(error: BaseException) -> int:
+    """The exit status of a command that this error ended."""
+    return error.exit_status if isinstance(error, JaxparError) else FAILED

@@ -1,0 +1,53 @@
+"""One writer at a time in a run directory."""
+
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from jaxpar.errors import UserError
+
+
+class RunLock:
+    """Holds run.lock while entered; the lock ends with its process, even by kill -9."""
+
+    def __init__(self, directory: Path):
+        self.path = Path(directory) / "run.lock"
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+")
+        except OSError as error:
+            raise UserError(
+                f"{self.path.parent} cannot be written: {error.strerror}; choose "
+                "another --run-dir."
+            ) from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip()
+            self._file.close()
+            raise UserError(
+                f"{self.path.parent} is in use by {holder}; wait for it to end, or "
+                "choose another --run-dir."
+            ) from None
+        self._file.truncate(0)
+        self._file.write(
+            f"pid {os.getpid()} on {socket.gethostname()} since {time.ctime()}"
+        )
+        self._file.flush()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        self._file.close()

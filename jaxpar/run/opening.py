@@ -1,0 +1,96 @@
+"""A run opened for reading: its experiment, parameters and tokenizer on devices."""
+
+import contextlib
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxpar.data import tokenizer
+from jaxpar.data.tokenizer import Tokenizer
+from jaxpar.errors import UserError
+from jaxpar.experiment import Experiment
+from jaxpar.partition import cluster
+from jaxpar.partition.devices import choose_devices, simulate_devices
+from jaxpar.partition.layout import Layout, Placed, as_layout
+from jaxpar.run.directory import RunDir, Step
+from jaxpar.train.state import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenRun:
+    """What evaluation, generation and notebooks need of a run."""
+
+    run_dir: RunDir
+    experiment: Experiment
+    recipe: Recipe
+    placed: Placed
+    params: Any
+    step: int
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer."""
+        if not self.run_dir.tokenizer_dir.is_dir():
+            raise UserError(f"{self.run_dir.path} has no tokenizer; give token ids.")
+        return tokenizer.load(self.run_dir.tokenizer_dir)
+
+
+def open_run(
+    path: str | Path,
+    *,
+    step: Step = None,
+    layout: Layout | str | None = None,
+    devices: int | None = None,
+    classes: tuple[type, ...] = (),
+) -> OpenRun:
+    """Opens a run, read-only, at a step: by number, "best" or "newest".
+
+    None means best where the run has a stopping rule, else newest. layout: the run's
+    own where exactly so many devices are visible, else one device. devices: how many
+    to simulate on a CPU. classes: those that config.json names and jaxpar does not
+    ship.
+
+    Raises:
+      UserError: there is no such run, step or layout.
+      NoUsableCheckpoint: the step is damaged.
+    """
+    run_dir = RunDir(path)
+    experiment = run_dir.open(*classes)
+    # Orbax starts the backend, after which no devices can be simulated.
+    placed = place_for_reading(experiment.layout, layout, devices)
+    step = cluster.broadcast(run_dir.choose_step(step, rule=experiment.stop))
+    recipe = experiment.recipe()
+    recipe.abstract(placed.layout)
+    with contextlib.closing(run_dir.checkpoints()) as checkpoints:
+        params = checkpoints.restore_params(step, recipe.target(placed).params)
+    return OpenRun(run_dir, experiment, recipe, placed, params, step)
+
+
+def place_for_reading(
+    own: Layout, asked: Layout | str | None, devices: int | None
+) -> Placed:
+    """Where to compute: as asked, else as the run did where that fits, else on one.
+
+    Several processes compute on all their devices or not at all.
+    """
+    if asked is None and cluster.count() > 1:
+        asked = own
+    if asked is not None:
+        layout = as_layout(asked)
+        return layout.on(choose_devices(layout, devices, may_idle=True))
+    if devices is not None:
+        # Fails once a backend runs; then what is visible is what there is.
+        with contextlib.suppress(RuntimeError):
+            simulate_devices(devices)
+    visible = jax.devices()
+    if len(visible) == own.n_devices:
+        return own.on(visible)
+    if len(visible) > 1:
+        print(
+            f"On one of {len(visible)} devices; --layout data={len(visible)} uses all.",
+            file=sys.stderr,
+        )
+    return Layout.parse("data=1").on(visible[:1])

@@ -1,0 +1,1 @@
+"""One class, in one file, for each kind of source."""

@@ -1,0 +1,65 @@
+"""Local documents as records that TFDS writes; importing this imports TFDS."""
+
+import contextlib
+import io
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import registered
+
+from jaxpar.sources.files import Piece
+
+with registered.skip_registration():
+
+    class LocalText(tfds.core.GeneratorBasedBuilder):
+        """A document for each piece of a local file, in the order given."""
+
+        VERSION = tfds.core.Version("1.0.0")
+        # Nothing is downloaded. TFDS would look beside the code for checksums, with
+        # `importlib_resources`, which it does not declare.
+        code_path = None
+
+        def __init__(self, *, splits: Mapping[str, Sequence[Piece]], **settings):
+            self._splits = splits
+            super().__init__(**settings)
+
+        def _info(self):
+            text, number = tfds.features.Text(), tfds.features.Scalar(np.int64)
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description="Local documents, in the order of their paths.",
+                features=tfds.features.FeaturesDict(
+                    {"text": text, "path": tfds.features.Text(), "line": number}
+                ),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager):
+            return {
+                name: self._generate_examples(pieces)
+                for name, pieces in self._splits.items()
+            }
+
+        def _generate_examples(self, pieces: Iterable[Piece]):
+            for number, piece in enumerate(pieces):
+                example = {"text": piece.read(), "path": piece.name, "line": piece.line}
+                yield number, example
+
+
+def write(directory: pathlib.Path, splits: Mapping[str, Sequence[Piece]]) -> None:
+    """Prepares the pieces below `directory` as ArrayRecord files."""
+    tfds.disable_progress_bar()
+    builder = LocalText(splits=splits, data_dir=directory, file_format="array_record")
+    # It announces on stdout, which belongs to the answers of --json.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
+
+
+def read(directory: pathlib.Path, split: str):
+    """Random access to the examples of a split that `write` made."""
+    path = directory / LocalText.name / str(LocalText.VERSION)
+    builder = tfds.builder_from_directory(path)
+    # TFDS's decorator hides the method's parameters.
+    return builder.as_data_source(split)  # pyright: ignore[reportCallIssue]

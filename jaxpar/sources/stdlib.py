@@ -1,0 +1,51 @@
+"""The running interpreter's own standard library: the embedded default corpus."""
+
+import os
+import pathlib
+import sysconfig
+from collections.abc import Sequence
+
+from jaxpar.sources import functions
+from jaxpar.sources.corpus import Example
+from jaxpar.sources.text_files import TextFiles
+
+# Near-duplicates of one another, tests, other people's code, this machine's paths.
+LEFT_OUT = {
+    "encodings", "test", "tests", "idle_test", "lib2to3",
+    "site-packages", "dist-packages", "__pycache__",
+}  # fmt: skip
+LEFT_OUT_PREFIXES = ("_sysconfigdata", "config-")
+
+
+class StandardLibrary(TextFiles):
+    """Its modules without tests; examples are functions with their docstrings."""
+
+    def find(self) -> dict[str, pathlib.Path]:
+        """Its modules by relative path."""
+        return modules()
+
+    @property
+    def has_examples(self) -> bool:
+        return True
+
+    def examples(self, part: str) -> Sequence[Example]:
+        """Each function -> the first line of its docstring."""
+        documents = self.by_part[part]
+        return [example for each in documents for example in functions.examples(each)]
+
+
+def modules() -> dict[str, pathlib.Path]:
+    """The running interpreter's own modules by relative path, without tests."""
+    top = pathlib.Path(sysconfig.get_paths()["stdlib"])
+    found = {}
+    for folder, folders, files in os.walk(top):
+        folders[:] = [f for f in folders if _belongs(f)]
+        for file in files:
+            if file.endswith(".py") and _belongs(file):
+                path = pathlib.Path(folder, file)
+                found[path.relative_to(top).as_posix()] = path
+    return found
+
+
+def _belongs(name: str) -> bool:
+    return name not in LEFT_OUT and not name.startswith(LEFT_OUT_PREFIXES)

@@ -1,0 +1,118 @@
+"""Plain text files, each of them a document."""
+
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxpar import cache
+from jaxpar.errors import UserError
+from jaxpar.sources import files
+from jaxpar.sources.corpus import WHOLE, Corpus, Document, Lazy
+
+STREAMED_BYTES = 1_000_000_000
+"""Files above this, all together, are read in place and not through TFDS records."""
+
+
+class TextFiles(Corpus):
+    """UTF-8 files that a glob finds."""
+
+    def find(self) -> dict[str, pathlib.Path]:
+        """The files by their names, which decide what is held out."""
+        return files.matching(self.name)
+
+    def documents(self) -> Mapping[str, Sequence[Document]]:
+        if sum(file.size for file in self.scanned) > STREAMED_BYTES:
+            return {part: _in_place(pieces) for part, pieces in self.pieces.items()}
+        return _through_records(self.fingerprint(), self.pieces)
+
+    def fingerprint(self) -> str:
+        return cache.key(**self.identity())
+
+    def identity(self) -> dict[str, Any]:
+        """What the fingerprint is taken of: files, pieces, versions that read them."""
+        pieces = {
+            part: [[p.name, p.start, p.stop] for p in pieces]
+            for part, pieces in self.pieces.items()
+        }
+        return {
+            "files": [[file.name, file.digest] for file in self.scanned],
+            "pieces": pieces,
+            "versions": cache.versions("tensorflow-datasets", "array-record"),
+        }
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"empty_files": len(self.found) - len(self.scanned)}
+
+    @functools.cached_property
+    def found(self) -> dict[str, pathlib.Path]:
+        """The files, the empty ones too."""
+        return self.find()
+
+    @functools.cached_property
+    def scanned(self) -> list[files.File]:
+        """The files that hold something, each of them read and checked."""
+        return files.scan(self.found)
+
+    @functools.cached_property
+    def pieces(self) -> dict[str, list[files.Piece]]:
+        """The pieces of files that make up each part; a part without any is left out."""
+        if self.parts == WHOLE:
+            divided = {WHOLE[0]: files.whole_files(self.scanned)}
+        else:
+            divided = files.divide(self.scanned)
+        return {part: pieces for part, pieces in divided.items() if pieces}
+
+
+def _in_place(pieces: Sequence[files.Piece]) -> Lazy[Document]:
+    def read(i: int) -> Document:
+        piece = pieces[i]
+        return Document(piece.name, piece.read(), piece.line)
+
+    return Lazy(range(len(pieces)), read)
+
+
+def _through_records(
+    fingerprint: str, pieces: dict[str, list[files.Piece]]
+) -> dict[str, Lazy[Document]]:
+    """The documents as TFDS keeps them: ArrayRecord files in the cache."""
+    from jaxpar.sources import records
+
+    path = cache.build_once(
+        cache.root() / "records" / fingerprint,
+        functools.partial(records.write, splits=pieces),
+    )
+    return {
+        part: _records(records.read(path, part), f"{path}, split {part}")
+        for part in pieces
+    }
+
+
+def _records(examples: Sequence, place: str) -> Lazy[Document]:
+    def read(i: int) -> Document:
+        example = read_record(examples, i, place)
+        name = as_bytes(example["path"]).decode()
+        return Document(name, as_bytes(example["text"]), int(example["line"]))
+
+    return Lazy(range(len(examples)), read)
+
+
+def read_record(examples: Sequence, i: int, place: str) -> Mapping[str, Any]:
+    """One example of a TFDS data source.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        return examples[i]
+    except Exception as error:  # The record reader's own types.
+        raise UserError(
+            f"{place}, example {i} cannot be read: {error} Copy the dataset again, or "
+            "delete it and prepare it again."
+        ) from error
+
+
+def as_bytes(text: bytes | str) -> bytes:
+    """TFDS gives a text as bytes or as str."""
+    return text.encode() if isinstance(text, str) else bytes(text)

@@ -1,0 +1,245 @@
+"""Datasets that TFDS has prepared as ArrayRecord, by name or by directory."""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxpar.errors import UserError
+from jaxpar.sources import fields
+from jaxpar.sources.corpus import WHOLE, Corpus, Document, Joined, Lazy, divide
+from jaxpar.sources.text_files import as_bytes, read_record
+
+NAME = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*(:\d+\.\d+\.\d+)?")
+VERSION = re.compile(r"\d+\.\d+\.\d+")
+EDGE_BYTES = 1 << 20
+CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+
+
+class PreparedDataset(Corpus):
+    """A dataset of TFDS; held out is its split `validation`, else `test`.
+
+    With neither of these, the hash of a document's number decides.
+    """
+
+    @classmethod
+    def fetch(cls, name: str) -> None:
+        fetch(name)
+
+    def documents(self) -> Mapping[str, Sequence[Document]]:
+        splits = self._splits
+        if self.parts == WHOLE:
+            return {WHOLE[0]: Joined([*splits.values()])}
+        if "train" not in splits:
+            raise UserError(
+                f"{self.source} has no examples to learn from: its splits are "
+                f"{sorted(splits)}, and `train` is needed."
+            )
+        for other in ("validation", "test"):
+            if other in splits:
+                return {"train": splits["train"], "heldout": splits[other]}
+        return divide(splits["train"])
+
+    def fingerprint(self) -> str:
+        """Of what the dataset says of itself, and of its files' sizes and ends."""
+        digest = hashlib.sha256()
+        for file in sorted(self._path.iterdir()):
+            if not file.is_file() or file.name.startswith("."):
+                continue
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size}\n".encode())
+            with open(file, "rb") as stream:
+                digest.update(stream.read(EDGE_BYTES))
+                stream.seek(max(size - EDGE_BYTES, 0))
+                digest.update(stream.read(EDGE_BYTES))
+        if (field := self._field) != _usual_field(self._path):
+            digest.update(f"field {field}\n".encode())
+        return digest.hexdigest()[:16]
+
+    @functools.cached_property
+    def _path(self) -> pathlib.Path:
+        return directory(self.name)
+
+    @functools.cached_property
+    def _field(self) -> str:
+        return text_field(self._path, self.text_field)
+
+    @functools.cached_property
+    def _splits(self) -> dict[str, Lazy[Document]]:
+        opened = open_splits(self._path)
+        return {name: self._documents(name, data) for name, data in opened.items()}
+
+    def _documents(self, split: str, examples: Sequence) -> Lazy[Document]:
+        def read(i: int) -> Document:
+            example = read_record(examples, i, f"{self._path}, split {split}")
+            return Document(f"{split}[{i}]", as_bytes(example[self._field]))
+
+        return Lazy(range(len(examples)), read)
+
+
+def directory(name: str) -> pathlib.Path:
+    """Where `tfds:NAME` (or a directory itself) was prepared; looks at no network.
+
+    Raises:
+      UserError: it is not there, is no name, or is not stored as ArrayRecord.
+    """
+    given = pathlib.Path(name).expanduser()
+    home = data_dir()
+    if given.is_dir() and (path := _newest(given)):
+        return _checked(path)
+    if not NAME.fullmatch(name) or ".." in name:
+        raise UserError(
+            f"tfds:{name} is neither a prepared directory nor a TFDS name such as "
+            "wiki40b/en or wiki40b/en:1.3.0."
+        )
+    stem, _, version = name.partition(":")
+    path = home / stem / version if version else _newest(home / stem)
+    if path is None or not (path / "dataset_info.json").is_file():
+        raise UserError(
+            f"tfds:{name} is not prepared under {home}. Where there is a network, run "
+            f"`jaxpar data prepare EXPERIMENT --data.source tfds:{name}`, copy the "
+            "directory here, and set TFDS_DATA_DIR to it."
+        )
+    return _checked(path)
+
+
+def data_dir() -> pathlib.Path:
+    """`$TFDS_DATA_DIR`, else where TFDS keeps its datasets."""
+    chosen = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    return pathlib.Path(chosen).expanduser()
+
+
+def fetch(name: str) -> pathlib.Path:
+    """Downloads and prepares `name` as ArrayRecord, unless it is there already.
+
+    Raises:
+      UserError: TFDS does not know the name, cannot reach its source, or needs
+        libraries that are not installed.
+    """
+    try:
+        return directory(name)
+    except UserError:
+        if pathlib.Path(name).expanduser().is_dir() or not NAME.fullmatch(name):
+            raise
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import downloader
+
+    # The default keeps a machine without a network waiting for minutes.
+    downloader.MAX_RETRIES = 1
+    try:
+        import tensorflow_datasets.text  # noqa: F401  It makes old names known.
+
+        builder = tfds.builder(
+            name, file_format="array_record", data_dir=str(data_dir())
+        )
+        with contextlib.redirect_stdout(sys.stderr):
+            builder.download_and_prepare()
+    except Exception as error:  # Builders raise whatever their sources do.
+        cause = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"tfds:{name} could not be prepared: {cause[0]} Check the name and the "
+            "network; builders that use TensorFlow or Beam need "
+            '`pip install "jaxpar[tfds-full]" apache-beam`.'
+        ) from error
+    return directory(name)
+
+
+def open_splits(path: pathlib.Path) -> Mapping[str, Sequence]:
+    """Split name -> random access to its examples, for the splits that have any."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(path)
+        filled = [n for n, split in builder.info.splits.items() if split.num_examples]
+        # TFDS's decorator hides the method's parameters.
+        open_split = builder.as_data_source
+        return {
+            name: open_split(name)  # pyright: ignore[reportCallIssue]
+            for name in filled
+        }
+    except Exception as error:  # TFDS raises many types for a damaged directory.
+        raise UserError(
+            f"{path} cannot be opened as a TFDS dataset: {error} Copy it again, or "
+            "prepare it again with file_format=array_record."
+        ) from error
+
+
+def text_field(path: pathlib.Path, wanted: str = fields.DEFAULT) -> str:
+    """The feature to read: the wanted one, else the only text there is."""
+    features = _features(path)
+    texts = _texts(features)
+    return fields.choose(wanted, texts, str(path), sorted({*features} - {*texts}))
+
+
+def _usual_field(path: pathlib.Path) -> str | None:
+    """The field that is read where none is asked for; None where that is refused."""
+    try:
+        return text_field(path)
+    except UserError:
+        return None
+
+
+def _features(path: pathlib.Path) -> dict[str, dict]:
+    return _json(path / "features.json").get("featuresDict", {}).get("features", {})
+
+
+def _texts(features: Mapping[str, dict]) -> list[str]:
+    return [name for name, kind in features.items() if "text" in kind]
+
+
+def _newest(folder: pathlib.Path) -> pathlib.Path | None:
+    if (folder / "dataset_info.json").is_file():
+        return folder
+    if not folder.is_dir():
+        return None
+    found = [p for p in folder.iterdir() if VERSION.fullmatch(p.name)]
+    found = [p for p in found if (p / "dataset_info.json").is_file()]
+    order = {p: tuple(int(n) for n in p.name.split(".")) for p in found}
+    return max(found, key=order.get, default=None)
+
+
+def _checked(path: pathlib.Path) -> pathlib.Path:
+    kind = _json(path / "dataset_info.json").get("fileFormat", "tfrecord")
+    if kind != "array_record":
+        raise UserError(
+            f"{path} was prepared as {kind}; re-prepare it with "
+            "file_format=array_record."
+        )
+    for name in _classes(_json(path / "features.json")):
+        # TFDS imports the module that the file names: someone else's code.
+        if not name.startswith("tensorflow_datasets."):
+            raise UserError(
+                f"{path}/features.json names the class {name!r}, which is not part of "
+                "TFDS; jaxpar does not run code that a dataset names."
+            )
+    return path
+
+
+def _classes(content: Any) -> Iterator[str]:
+    if isinstance(content, list):
+        for part in content:
+            yield from _classes(part)
+    if isinstance(content, dict):
+        for key, part in content.items():
+            if key in CLASS_KEYS and isinstance(part, str):
+                yield part
+            yield from _classes(part)
+
+
+def _json(path: pathlib.Path) -> dict:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); the dataset is incomplete: copy it, or "
+            "prepare it, again."
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object; prepare the dataset again.")
+    return content

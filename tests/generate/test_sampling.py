@@ -1,0 +1,121 @@
+"""Generation equals the forward pass, however it is cached, batched or split."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpar.generate.sampling import Generator, Sampling, choose
+from jaxpar.models import sizes
+from jaxpar.nn.norm import RMSNorm
+from jaxpar.nn.places import Places, one_document_per_row
+from jaxpar.optim.optimizer import AdamW
+from jaxpar.partition.layout import Layout
+from jaxpar.partition.precision import Precision
+from jaxpar.partition.sharding import use_layout
+from jaxpar.train.objective import CausalLM
+from jaxpar.train.state import Recipe, create
+
+GPT = sizes.gpt(vocab_size=100, n_layers=2, d_embed=32, n_heads=4, max_positions=64)
+LLAMA = dataclasses.replace(
+    sizes.llama(
+        vocab_size=100, n_layers=2, d_embed=32, n_heads=4, n_kv_heads=2, d_mlp=48,
+        max_positions=64, qk_norm=RMSNorm(),
+    ),
+    windows=(0, 4),
+)  # fmt: skip
+PROMPTS = [[5, 6, 7, 8, 9], [11, 12], [3] * 9]
+
+
+def recipe_of(model, kind="float32"):
+    optim = AdamW(peak_lr=1e-3, warmup_steps=1, decay_steps=10)
+    return Recipe(model, CausalLM(), optim, Precision(kind, kind, kind))
+
+
+def place(text):
+    layout = Layout.parse(text)
+    return layout.on(jax.devices()[: layout.n_devices])
+
+
+def answers(model, layout, prompts=PROMPTS, **how):
+    recipe, placed = recipe_of(model), place(layout)
+    params = create(recipe, placed, seed=0).params
+    how = Sampling(**{"max_new_tokens": 7, "temperature": 0.0, **how})
+    return Generator(recipe, placed, params, how=how)(prompts)
+
+
+@pytest.mark.parametrize("model", [GPT, LLAMA], ids=["gpt", "llama"])
+def test_cached_logits_are_those_of_the_whole_forward_pass(model):
+    with jax.enable_x64(True):
+        recipe, placed = recipe_of(model, "float64"), place("data=1")
+        params = create(recipe, placed, seed=0).params
+        anatomy = recipe.anatomy
+        random = np.random.default_rng(0)
+        tokens = jnp.asarray(random.integers(0, 100, (2, 12)), jnp.int32)
+
+        def uncached(params):
+            with use_layout(placed, recipe.precision):
+                model = recipe.merge(anatomy, params)
+                x, _ = model(tokens, one_document_per_row(tokens))
+                return model.unembed(x)
+
+        def cached(params):
+            with use_layout(placed, recipe.precision):
+                model = recipe.merge(anatomy, params)
+                cache, out, at = model.cache(2, 16), [], 0
+                for n in (5, 1, 1, 3, 1, 1):
+                    piece = tokens[:, at : at + n]
+                    places = [p[:, at : at + n] for p in one_document_per_row(tokens)]
+                    x, aux = model(piece, Places(*places), cache=cache)
+                    cache = aux.cache
+                    out.append(model.unembed(x))
+                    at += n
+                return jnp.concatenate(out, axis=1)
+
+        want, got = (jax.device_get(jax.jit(f)(params)) for f in (uncached, cached))
+        want, got = want[..., :100], got[..., :100]
+        assert np.max(np.abs(want - got)) < 1e-12 * np.max(np.abs(want))
+
+
+def test_greedy_tokens_are_the_same_on_a_mesh_and_alone():
+    alone = answers(LLAMA, "data=1")
+    assert answers(LLAMA, "fsdp=4,tensor=2") == alone
+    assert [len(answer) for answer in alone] == [7, 7, 7]
+
+
+def test_a_prompt_is_answered_alike_alone_and_in_a_batch():
+    assert answers(GPT, "data=1")[1:2] == answers(GPT, "data=1", PROMPTS[1:2])
+
+
+def test_without_a_cache_the_prefix_runs_again_to_the_same_tokens(monkeypatch):
+    want = answers(GPT, "data=1")
+    monkeypatch.setattr("jaxpar.models.decoder.Decoder.cache", lambda *_: None)
+    assert answers(GPT, "data=1") == want
+
+
+def test_the_seed_alone_decides_what_is_drawn():
+    draw = [answers(GPT, "data=1", temperature=1.0, seed=s) for s in (1, 1, 2)]
+    assert draw[0] == draw[1] != draw[2]
+
+
+@pytest.mark.parametrize(
+    "how, allowed",
+    [
+        (Sampling(temperature=1.0, top_k=2), {0, 1}),
+        (Sampling(temperature=1.0, top_p=0.6), {0, 1}),
+        (Sampling(temperature=0.0), {0}),
+        (Sampling(temperature=1.0), {0, 1, 2, 3}),
+    ],
+)
+def test_only_allowed_tokens_are_drawn(how, allowed):
+    logits = jnp.log(jnp.asarray([[0.5, 0.3, 0.15, 0.05]]))
+    keys = jax.random.split(jax.random.key(0), 400)
+    drawn = choose(jnp.broadcast_to(logits, (400, 4)), keys, how)
+    assert set(np.asarray(drawn).tolist()) == allowed
+
+
+def test_generation_past_the_positions_is_refused():
+    with pytest.raises(ValueError, match="64 positions"):
+        answers(GPT, "data=1", max_new_tokens=60)
