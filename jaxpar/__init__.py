@@ -1,3 +1,61 @@
-"""Pre-training and fine-tuning of language models over many devices."""
+"""Pre-training and fine-tuning of language models over many devices, in JAX."""
 
-__version__ = "0.1.0"
+import importlib
+import sys
+from typing import Any
+
+from jaxpar.moved import OldPaths
+
+__version__ = "0.2.0"
+
+NOUNS = {
+    "AdamW": "jaxpar.optim.optimizer",
+    "BPE": "jaxpar.data.tokenizer",
+    "Bytes": "jaxpar.data.tokenizer",
+    "CausalLM": "jaxpar.train.objective",
+    "Converged": "jaxpar.train.converge",
+    "Experiment": "jaxpar.experiment",
+    "Finetune": "jaxpar.experiment",
+    "History": "jaxpar.train.loop",
+    "Layout": "jaxpar.partition.layout",
+    "Muon": "jaxpar.optim.optimizer",
+    "Never": "jaxpar.train.converge",
+    "Pairs": "jaxpar.data.source",
+    "Precision": "jaxpar.partition.precision",
+    "Pretrain": "jaxpar.experiment",
+    "Recipe": "jaxpar.train.state",
+    "RunDir": "jaxpar.run.directory",
+    "Sampling": "jaxpar.generate.sampling",
+    "StartDecay": "jaxpar.train.actions",
+    "Stop": "jaxpar.train.actions",
+    "Text": "jaxpar.data.source",
+    "UserError": "jaxpar.errors",
+    "answer": "jaxpar.generate.answer",
+    "assert_same": "jaxpar.verify.prove",
+    "batches": "jaxpar.data.loader",
+    "create": "jaxpar.train.state",
+    "fit": "jaxpar.train.loop",
+    "logits": "jaxpar.generate.answer",
+    "make_train_step": "jaxpar.train.step",
+    "open_run": "jaxpar.run.opening",
+    "read_metrics": "jaxpar.run.metrics_file",
+    "show": "jaxpar.look.show",
+}
+"""What `import jaxpar` gives, and where it stands; imported when it is first used."""
+CALLED = {"verify": "jaxpar.verify"}
+"""Packages that are called like the function that they are named after."""
+
+if not any(isinstance(finder, OldPaths) for finder in sys.meta_path):
+    sys.meta_path.append(OldPaths())
+
+
+def __getattr__(name: str) -> Any:
+    if name in NOUNS:
+        return getattr(importlib.import_module(NOUNS[name]), name)
+    if name in CALLED:
+        return importlib.import_module(CALLED[name])
+    raise AttributeError(f"module 'jaxpar' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *NOUNS, *CALLED})

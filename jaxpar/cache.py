@@ -1,4 +1,4 @@
-"""The directory of what was prepared once and may be made again."""
+"""The cache directory: prepared data that can be made again at any time."""
 
 import hashlib
 import importlib.metadata
@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 
 def root() -> pathlib.Path:
@@ -23,46 +24,47 @@ def root() -> pathlib.Path:
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME", home / ".cache")) / "jaxpar"
 
 
-def key(**parts) -> str:
-    """Sixteen hex digits that change with any of the JSON-able parts."""
+def key(**parts: Any) -> str:
+    """A hash of the parts, which JSON must be able to write: 16 hexadecimal digits."""
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def versions(*distributions: str) -> dict[str, str]:
     """The installed version of each distribution; "absent" where there is none."""
-    found = {}
+    installed = {}
     for name in distributions:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            installed[name] = "absent"
+    return installed
 
 
 def build_once(
     path: pathlib.Path, build: Callable[[pathlib.Path], None]
 ) -> pathlib.Path:
-    """`path`, made by `build(aside)` and one rename if it is not there yet.
+    """The directory `path`; where it does not exist, `build` fills it.
 
-    Two processes may build at once: the first rename stands, and both read it.
+    `build` writes into a temporary directory, which is renamed to `path` at the end.
+    Two processes may build at once: the first rename wins, and both use its result.
     """
     if path.is_dir():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    temporary = tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)
     try:
-        build(aside)
-        os.replace(aside, path)
+        build(pathlib.Path(temporary))
+        os.replace(temporary, path)
     except OSError:
         if not path.is_dir():
             raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return path
 
 
 def sha256(path: pathlib.Path) -> str:
-    """The hash of a file's bytes."""
+    """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,6 +19,7 @@ def main(
     *,
     step: Step = None,
     source: str | None = None,
+    text_field: str = "text",
     devices: int | None = None,
     layout: Layout | str | None = None,
     classes: tuple[type, ...] = (),
@@ -28,14 +29,15 @@ def main(
     Nats per token are over tokens of weight above 0: of a fine-tune, the answer loss.
 
     step: a number, "best" or "newest"; best where the run has a stopping rule, else
-    newest. source: scores all of this source instead of the held-out data. layout: the
+    newest. source: scores all of this source instead of the held-out data, from
+    text_field of its records if they have fields. layout: the
     run's own where exactly so many devices are visible, else one device. devices: how
     many to simulate on a CPU. classes: those that config.json names and jaxpar does
     not ship.
     """
     opened = open_run(run, step=step, layout=layout, devices=devices, classes=classes)
     experiment, placed = opened.experiment, opened.placed
-    windows = cluster.first_then_others(lambda: _windows(opened, source))
+    windows = cluster.first_then_others(lambda: _windows(opened, source, text_field))
     # The last batch is filled up with rows of weight 0, so any layout serves.
     pieces = placed.layout.batch_divisor
     batches = eval_batches(
@@ -54,9 +56,9 @@ def main(
     }
 
 
-def _windows(opened: OpenRun, source: str | None) -> Windows:
+def _windows(opened: OpenRun, source: str | None, text_field: str) -> Windows:
     """The run's own held-out windows, or those of all of a source."""
     data = opened.experiment.data
     if source is None:
         return data.prepare(opened.tokenizer).heldout
-    return score(source, opened.tokenizer, data.seq_len)
+    return score(source, opened.tokenizer, data.seq_len, text_field=text_field)

@@ -1,4 +1,4 @@
-"""What a kind of device can do, each number with its source."""
+"""Peak FLOP/s of the known accelerators, each with its source."""
 
 import dataclasses
 
@@ -7,14 +7,15 @@ TERA = 10**12
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """One kind of device, as JAX counts devices (a TPU v2 or v3 chip is two).
-
-    peak_flops: dense multiply-adds x 2 per second in bfloat16 (float16 where the
-    hardware has no bfloat16), without sparsity, at the advertised clock.
-    """
+    """One kind of device, as JAX counts devices: a TPU v2 or v3 chip is two."""
 
     peak_flops: float
+    """Dense FLOP/s in bfloat16, or float16 where the hardware has no bfloat16.
+
+    Without sparsity and at the advertised clock; a multiply-add is two FLOPs.
+    """
     source: str
+    """Where the number is published, and how it is given there."""
 
 
 CLOUD_TPU = "cloud.google.com/tpu/docs/system-architecture-tpu-vm"
@@ -45,10 +46,10 @@ KINDS: dict[str, Kind] = {
     "NVIDIA H200": Kind(989.4 * TERA, "NVIDIA H200 datasheet: 1,979 with sparsity"),
     "NVIDIA B200": Kind(2_250 * TERA, "NVIDIA DGX B200 datasheet: 36 PFLOPS by eight"),
 }
-"""By `jax.Device.device_kind`; a kind that is missing here has no known peak."""
+"""The known devices, by `jax.Device.device_kind`."""
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Dense bfloat16 FLOP/s of one device of this kind; None where it is unknown."""
+    """Peak dense bfloat16 FLOP/s of a device of this kind; None for an unknown kind."""
     kind = KINDS.get(device_kind)
     return None if kind is None else kind.peak_flops

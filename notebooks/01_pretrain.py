@@ -20,24 +20,27 @@ jax.config.update("jax_num_cpu_devices", 8)  # a laptop pretending to be a pod
 
 from dataclasses import replace
 
-from jaxpar.look import show
+from experiments.quickstart import experiment
+from jaxpar import show
 
-small = replace(run.model, n_layers=2, d_embed=64)
-run = replace(run, model=small, data=replace(run.data, seq_len=64))
-show(run)
+experiment = replace(
+    experiment,
+    model=replace(experiment.model, n_layers=2, d_embed=64),
+    data=replace(experiment.data, seq_len=64),
+)
+show(experiment)
 
 # %% [markdown]
-# The data is laid out once; the state is born sharded.
+# The text is tokenised into files once. Each shard of the state is initialised on the
+# device that owns it.
 
 # %%
-from jaxpar.data.loader import batches
-from jaxpar.train.state import create
-from jaxpar.train.step import make_train_step
+from jaxpar import batches, create, make_train_step
 
-placed = run.layout.on(jax.devices())
-prepared = run.data.prepare()
-recipe = run.recipe()
-state = create(recipe, placed, seed=run.seed)
+placed = experiment.layout.on(jax.devices())
+prepared = experiment.data.prepare()
+recipe = experiment.recipe()
+state = create(recipe, placed, seed=experiment.seed)
 train_step = make_train_step(recipe, placed)
 jax.debug.visualize_array_sharding(state.params["embedding"])
 
@@ -48,7 +51,7 @@ jax.debug.visualize_array_sharding(state.params["embedding"])
 import matplotlib.pyplot as plt
 from IPython.display import clear_output, display
 
-from jaxpar.train.loop import History, fit
+from jaxpar import History, fit
 
 
 class Draw:
@@ -69,8 +72,14 @@ class Draw:
 
 def feed(state):
     """Batches from the state's own step on."""
-    sizes = {"batch_size": run.data.batch_size, "seed": run.seed, "placed": placed}
-    return batches(prepared.train, run.objective.row, start=int(state.step), **sizes)
+    return batches(
+        prepared.train,
+        experiment.objective.row,
+        batch_size=experiment.data.batch_size,
+        seed=experiment.seed,
+        placed=placed,
+        start=int(state.step),
+    )
 
 
 history = History()

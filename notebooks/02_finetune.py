@@ -10,11 +10,13 @@
 
 # %% [markdown]
 # # Fine-tuning
-# Pre-training and fine-tuning meet only on disk, in a run directory. Here both are short:
-# what counts is the road.
+# Pre-training and fine-tuning meet only on disk, in a run directory. Both are cut short
+# here: the notebook shows how they fit together.
 
 # %%
 import jax
+
+jax.config.update("jax_num_cpu_devices", 8)  # a laptop pretending to be a pod
 
 import tempfile
 from dataclasses import replace
@@ -22,21 +24,10 @@ from pathlib import Path
 
 from experiments import quickstart, quickstart_finetune
 from jaxpar import evaluate, finetune, pretrain
-import matplotlib.pyplot as plt
-
-from jaxpar.run.metrics_file import read_metrics
-from jaxpar.run.opening import open_run
-from jaxpar.generate import answer
-from jaxpar.generate.sampling import Sampling
-
-jax.config.update("jax_num_cpu_devices", 8)  # a laptop pretending to be a pod
 
 folder = Path(tempfile.mkdtemp())
-base = replace(
-    quickstart.experiment,
-    model=replace(quickstart.experiment.model, n_layers=2, d_embed=64),
-    num_steps=30,
-)
+base = quickstart.experiment
+base = replace(base, model=replace(base.model, n_layers=2, d_embed=64), num_steps=30)
 pretrain.main(base, run_dir=folder / "base")
 
 # %% [markdown]
@@ -51,6 +42,9 @@ tuned = replace(
 finetune.main(tuned, run_dir=folder / "tuned")
 
 # %%
+import matplotlib.pyplot as plt
+
+from jaxpar import read_metrics
 
 rows = read_metrics(folder / "tuned" / "metrics.jsonl")
 steps = [row for row in rows if "split" not in row]
@@ -59,10 +53,12 @@ plt.plot([r["step"] for r in steps], [r["loss"] for r in steps], label="training
 plt.plot([r["step"] for r in scores], [r["nats_per_token"] for r in scores], "o-")
 plt.xlabel("step")
 plt.ylabel("answer loss, nats/token")
+
 # %%
 evaluate.main(folder / "tuned")
 
 # %%
+from jaxpar import Sampling, answer, open_run
 
 run = open_run(folder / "tuned")
 how = Sampling(max_new_tokens=16, temperature=0.0)

@@ -1,8 +1,7 @@
-"""Eight simulated devices, strict shapes, and a cache of the tests' own.
+"""Eight simulated devices, checked shapes, and a cache of the tests' own.
 
-Everyday tests and proofs compile fast rather than for speed. Laws on equal bits hold
-for the code that people run: they are marked slow, and `pytest -m slow` compiles as
-usual.
+XLA compiles fast here rather than fast code. Laws on equal bits hold for the code that
+people run: they are marked `exact`, and need `pytest --full-compile`.
 """
 
 import os
@@ -11,6 +10,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
+
+# Shapes are checked in each call, before anything of jaxpar is imported.
+CHECKED = ["jaxpar.nn", "jaxpar.models", "jaxpar.train", "jaxpar.generate"]
+install_import_hook(CHECKED, "beartype.beartype")
 
 from tests.flags import FAST
 
@@ -18,11 +22,26 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--full-compile",
+        action="store_true",
+        help="compile as people's runs do, which laws on equal bits need",
+    )
+
+
 def pytest_configure(config):
-    """Chooses how hard XLA tries, before any backend starts."""
-    proofs = all("tests/verify" in path for path in config.args)
-    if config.getoption("markexpr") == "not slow" or proofs:
+    """Chooses how hard XLA optimises, before any backend starts."""
+    if not config.getoption("--full-compile"):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST}"
+
+
+def pytest_collection_modifyitems(config, items):
+    """Refuses to judge bits that were compiled in another way than people's."""
+    exact = [item.nodeid for item in items if item.get_closest_marker("exact")]
+    chosen = "slow" in config.getoption("markexpr").replace("not slow", "")
+    if exact and chosen and not config.getoption("--full-compile"):
+        raise pytest.UsageError(f"{exact[0]} compares bits: add --full-compile")
 
 
 @pytest.fixture(scope="session", autouse=True)

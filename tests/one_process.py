@@ -1,8 +1,8 @@
-"""One process of a run, which writes down the rows that it made and was fed.
+"""One process of a distributed run, which logs the rows that it makes and is fed.
 
-Also the experiment that it trains:
+This file is also the experiment that it trains:
 
-    python tests/one_process.py FED.jsonl pretrain tests/one_process.py ...
+    python tests/one_process.py ROWS.jsonl pretrain tests/one_process.py ...
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from jaxpar.partition import cluster
 from jaxpar.partition.layout import Layout
 from jaxpar.run import training
 
-# Over two processes the batch is split; over four, two at a time need the same rows.
+# Two processes split the batch; of four, each two need the same rows.
 experiment = Pretrain(
     model=sizes.llama(
         vocab_size=260, n_layers=1, d_embed=16, n_heads=4, n_kv_heads=4, d_mlp=32,
@@ -37,16 +37,19 @@ experiment = Pretrain(
 )  # fmt: skip
 
 
-def written(path, feed, row):
-    """`batches` and `_row` that note step, rows made so far, hash of each row fed."""
+def logged(path, batches, make):
+    """`batches` and `_row` that also write a line for each batch to a file.
+
+    A line has the step, the rows made so far, and a hash of each row in the batch.
+    """
     made = set()
 
-    def noted_row(windows, make_row, step, i, window):
+    def logged_row(windows, make_row, step, i, window):
         made.add(i)
-        return row(windows, make_row, step, i, window)
+        return make(windows, make_row, step, i, window)
 
-    def noted(*args, start, **rest):
-        for step, batch in enumerate(feed(*args, start=start, **rest), start):
+    def logged_batches(*args, start, **options):
+        for step, batch in enumerate(batches(*args, start=start, **options), start):
             rows = {}
             for shard in batch["tokens"].addressable_shards:
                 first = shard.index[0].start or 0
@@ -57,12 +60,12 @@ def written(path, feed, row):
                 file.write(json.dumps(line) + "\n")
             yield batch
 
-    return noted, noted_row
+    return logged_batches, logged_row
 
 
 if __name__ == "__main__":
     from jaxpar.cli import main
 
-    training.batches, loader._row = written(sys.argv[1], training.batches, loader._row)
+    training.batches, loader._row = logged(sys.argv[1], training.batches, loader._row)
     cluster.LEAVE_SECONDS = int(os.environ.get("LEAVE_SECONDS", cluster.LEAVE_SECONDS))
     sys.exit(main(sys.argv[2:]))

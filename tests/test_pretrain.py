@@ -96,6 +96,7 @@ def test_a_finished_run_has_nothing_left_to_do(trained, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.exact
 def test_stopping_on_request_and_resuming_is_the_same_as_never_stopping(
     trained, tmp_path, monkeypatch, capsys
 ):

@@ -1,1 +1,1 @@
-"""Checkpoints and run directories: the only thing that entry points share."""
+"""Checkpoints: writing and reading training states, and adopting parameters."""

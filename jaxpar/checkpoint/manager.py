@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a training state, behind one thin class."""
+"""Checkpoints of a training state, written and read by Orbax."""
 
 import contextlib
 import dataclasses
@@ -12,30 +12,33 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from jaxpar.checkpoint.upgrades import FORMAT, upgraded
 from jaxpar.errors import NoUsableCheckpoint, SaveFailed, UserError
 from jaxpar.partition import cluster
 from jaxpar.tree import path_of
 
 PARAMS, REST, MEMORY = "params", "rest", "memory"
-CALLED = {PARAMS: "parameters", REST: "optimizer state"}
+DESCRIPTIONS = {PARAMS: "parameters", REST: "optimizer state"}
 
 
 class Checkpoints:
-    """The checkpoints of one run: parameters, the rest of the state, a rule's memory.
+    """The checkpoints of one run, in a directory with a subdirectory for each step.
 
-    The newest `keep` are kept, and the best, whatever its age. Which is best is
-    decided by who saves; Orbax is only told, since it ranks a NaN above a number.
+    A checkpoint has three items: the parameters, the rest of the training state, and
+    a JSON object with the memory of the stopping rule. The newest `keep` checkpoints
+    are kept, and the best one, whatever its age. The caller of `save` decides which is
+    best; Orbax would rank a NaN above a number.
     """
 
     def __init__(self, directory: Path, *, keep: int = 2, read_only: bool = False):
-        self.directory = Path(directory).absolute()
+        self.directory = directory.absolute()
         if read_only and not self.directory.is_dir():
             raise UserError(f"{self.directory} holds no checkpoints.")
         if not read_only:
             with cluster.synchronized():
                 if cluster.is_first():
-                    _make_ready(self.directory)
-        # Orbax tells on absl's log, at the level of a warning, what it was asked to do.
+                    _prepare(self.directory)
+        # Orbax logs each call as a warning.
         logging.getLogger("absl").setLevel(logging.ERROR)
         policies = checkpoint_managers
         self._manager = ocp.CheckpointManager(
@@ -60,26 +63,28 @@ class Checkpoints:
             },
         )
 
-    def save(self, step: int, state: Any, *, memory: dict, best: bool = False) -> None:
-        """Begins to save; returns once the device's arrays have been copied.
+    def save(
+        self, step: int, state: Any, *, memory: dict[str, Any], best: bool = False
+    ) -> None:
+        """Begins to save a step; returns once the arrays have been copied.
+
+        state: a jaxpar.train.state.TrainState. memory: what the stopping rule has to
+        remember, as JSON. best: whether this is the best checkpoint so far.
 
         Raises:
-          RuntimeError: Orbax would not save this step, or failed at an earlier one.
+          SaveFailed: Orbax refused this step.
+          Exception: an earlier save failed; Orbax's own error.
         """
-        rest = {
-            "step": state.step,
-            "opt_state": state.opt_state,
-            "decay_from": state.decay_from,
-        }
-        # Above zero for step 0, too: a fine-tune's best may be where it began.
+        item = {**memory, "is_best": best, "format": FORMAT}
+        # Above 0 even at step 0: a fine-tune may be best where it began.
         rank = float(step + 1) if best else 0.0
         saved = self._manager.save(
             step,
             args=ocp.args.Composite(
                 **{
                     PARAMS: ocp.args.StandardSave(state.params),
-                    REST: ocp.args.StandardSave(rest),
-                    MEMORY: ocp.args.JsonSave({**memory, "is_best": best}),
+                    REST: ocp.args.StandardSave(_rest(state)),
+                    MEMORY: ocp.args.JsonSave(item),
                 }
             ),
             metrics={"rank": rank},
@@ -91,95 +96,108 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Blocks until every save is on disk; raises what went wrong with one."""
+        """Blocks until every save is on disk; raises the error of one that failed."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, then lets go."""
+        """Waits for every save, then releases Orbax's threads."""
         self.wait()
         self._manager.close()
 
     def steps(self) -> list[int]:
-        """The steps that were saved whole, ascending.
+        """The steps with a complete checkpoint, ascending.
 
         Raises:
-          NoUsableCheckpoint: there are steps, and not one of them is whole.
+          NoUsableCheckpoint: there are steps, and none of them is complete.
         """
-        found = self._manager.all_steps()
-        whole = [s for s in found if (self.directory / str(s) / PARAMS).is_dir()]
-        ruins = [] if whole else _ruins(self.directory)
-        if ruins:
+        steps = self._manager.all_steps()
+        complete = [s for s in steps if (self.directory / str(s) / PARAMS).is_dir()]
+        damaged = [] if complete else _damaged(self.directory)
+        if damaged:
             raise NoUsableCheckpoint(
-                f"{self.directory} has the steps {ruins}, and none is whole: {PARAMS}/ "
-                "is missing. Copy one again, or start anew with another --run-dir."
+                f"{self.directory} has the steps {damaged}, and none is whole: "
+                f"{PARAMS}/ is missing. Copy one again, or start anew with another "
+                "--run-dir."
             )
-        return sorted(whole)
+        return sorted(complete)
 
     def newest(self) -> int | None:
+        """The last step with a checkpoint; None where there is none."""
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The newest step that was the best when it was saved."""
+        """The last step that was the best when it was saved; None where none was."""
         return max((s for s in self.steps() if self._is_best(s)), default=None)
 
-    def memory(self, step: int) -> dict:
-        """What a stopping rule remembered at a step."""
-        found = self._open(step, {MEMORY: ocp.args.JsonRestore()})[MEMORY]
-        return {key: value for key, value in found.items() if key != "is_best"}
-
-    def restore(self, step: int, target: Any) -> tuple[Any, dict]:
-        """The state of a step, laid out as the target's shardings say; its memory.
+    def memory(self, step: int) -> dict[str, Any]:
+        """What the stopping rule remembered at a step.
 
         Raises:
-          UserError: shapes or types other than the target's are stored.
-          NoUsableCheckpoint: the step is damaged.
+          UserError: there is no checkpoint of this step.
+          NoUsableCheckpoint: it is damaged, or of a newer format.
         """
-        rest = {
-            "step": target.step,
-            "opt_state": target.opt_state,
-            "decay_from": target.decay_from,
-        }
-        self._compare(step, PARAMS, target.params)
-        self._compare(step, REST, rest)
-        found = self._open(
+        stored = self._read(step, {MEMORY: ocp.args.JsonRestore()})[MEMORY]
+        item = upgraded(stored, self.directory / str(step))
+        return {key: value for key, value in item.items() if key != "is_best"}
+
+    def restore(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
+        """The training state of a step, and the stopping rule's memory.
+
+        target: a TrainState of jax.ShapeDtypeStruct, whose shardings say where each
+        array goes.
+
+        Raises:
+          UserError: there is no such step, or its shapes or types are not the target's.
+          NoUsableCheckpoint: it is damaged, or of a newer format.
+        """
+        memory = self.memory(step)  # First, since it checks the format.
+        self._require_same(step, PARAMS, target.params)
+        self._require_same(step, REST, _rest(target))
+        items = self._read(
             step,
             {
                 PARAMS: ocp.args.StandardRestore(target.params),
-                REST: ocp.args.StandardRestore(rest),
+                REST: ocp.args.StandardRestore(_rest(target)),
             },
         )
-        state = dataclasses.replace(target, params=found[PARAMS], **found[REST])
-        return state, self.memory(step)
+        state = dataclasses.replace(target, params=items[PARAMS], **items[REST])
+        return state, memory
 
     def restore_params(self, step: int, target: Any) -> Any:
-        """The parameters alone, a third of what Adam's state weighs."""
-        self._compare(step, PARAMS, target)
-        return self._open(step, {PARAMS: ocp.args.StandardRestore(target)})[PARAMS]
+        """Only the parameters of a step: a third of the bytes that Adam's state has.
 
-    def param_shapes(self, step: int) -> dict:
+        target: the parameters as jax.ShapeDtypeStruct with shardings. Raises the
+        errors that `restore` raises.
+        """
+        self.memory(step)  # Checks the format.
+        self._require_same(step, PARAMS, target)
+        return self._read(step, {PARAMS: ocp.args.StandardRestore(target)})[PARAMS]
+
+    def param_shapes(self, step: int) -> dict[str, Any]:
         """Shapes and types of the stored parameters, without reading them."""
         return self._shapes(step, PARAMS)
 
-    def _shapes(self, step: int, item: str) -> dict:
-        with self._readable(step):
-            found = self._manager.item_metadata(step)[item]
-            tree = dict(getattr(found, "tree", found))
+    def _shapes(self, step: int, item: str) -> dict[str, Any]:
+        with self._reports_damage(step):
+            metadata = self._manager.item_metadata(step)[item]
+            tree = dict(getattr(metadata, "tree", metadata))
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), tree
         )
 
-    def _open(self, step: int, items: dict) -> Any:
+    def _read(self, step: int, items: dict[str, Any]) -> Any:
+        """Items of a step, each restored as its Orbax arguments say."""
         if step not in self.steps():
             raise UserError(
                 f"{self.directory} has no checkpoint of step {step}; there are "
                 f"{self.steps()}."
             )
-        with self._readable(step):
+        with self._reports_damage(step):
             return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     @contextlib.contextmanager
-    def _readable(self, step: int) -> Iterator[None]:
-        """Says in one line which step is damaged, and what to do."""
+    def _reports_damage(self, step: int) -> Iterator[None]:
+        """Turns the errors of reading into one line that names the damaged step."""
         try:
             yield
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -189,21 +207,20 @@ class Checkpoints:
                 f"{first[:200]}); there are {self.steps()}, choose one with --step."
             ) from error
 
-    def _compare(self, step: int, item: str, target: dict) -> None:
-        """Refuses other types and shapes; Orbax would cast types in silence."""
-        if step not in self.steps():
-            return
+    def _require_same(self, step: int, item: str, target: Any) -> None:
+        """Refuses other shapes and types; Orbax would cast types without a warning."""
         stored = _by_path(self._shapes(step, item))
         wanted = _by_path(target)
-        wrong = [
-            f"{path} {_describe(stored.get(path))} stored, {_describe(wanted.get(path))} wanted"
+        differences = [
+            f"{path} {_describe(stored.get(path))} stored, "
+            f"{_describe(wanted.get(path))} wanted"
             for path in sorted(stored.keys() | wanted.keys())
             if _describe(stored.get(path)) != _describe(wanted.get(path))
         ]
-        if wrong:
+        if differences:
             raise UserError(
-                f"{self.directory / str(step)} holds other {CALLED[item]}: "
-                f"{'; '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
+                f"{self.directory / str(step)} holds other {DESCRIPTIONS[item]}: "
+                f"{'; '.join(differences[:5])}{' ...' if len(differences) > 5 else ''}"
             )
 
     def _is_best(self, step: int) -> bool:
@@ -214,24 +231,24 @@ class Checkpoints:
             return False
 
 
-def _make_ready(directory: Path) -> None:
-    """Refuses what a writer would only stumble over, or lose steps by, later on.
+def _prepare(directory: Path) -> None:
+    """Makes a directory safe to write to: removes empty steps, refuses damaged ones.
 
-    Orbax counts every directory with a number as a step: an empty one would refuse
-    all earlier saves, and a damaged one takes the place of a whole one in `keep`. Only
-    a newer one is refused: an older one is what a killed deletion leaves behind.
+    Orbax counts every directory with a number as a step: an empty one would make it
+    refuse all earlier steps, and a damaged one would count among the newest `keep`.
+    Only damaged steps after the last complete one are refused: an earlier one is what
+    an interrupted deletion leaves.
     """
     if not directory.exists():
         return
     if not directory.is_dir():
         raise UserError(f"{directory} is a file; checkpoints need a directory.")
-    for step in _numbers(directory):
+    for step in _step_directories(directory):
         with contextlib.suppress(OSError):  # It is not empty.
             (directory / str(step)).rmdir()
-    ruins = _ruins(directory)
-    whole = set(_numbers(directory)) - set(ruins)
-    newest = max(whole, default=None)
-    newer = [step for step in ruins if newest is not None and step > newest]
+    damaged = _damaged(directory)
+    newest = max(set(_step_directories(directory)) - set(damaged), default=None)
+    newer = [step for step in damaged if newest is not None and step > newest]
     if newer:
         raise UserError(
             f"{directory} has the damaged steps {newer}, which lack {PARAMS}/; move "
@@ -239,8 +256,8 @@ def _make_ready(directory: Path) -> None:
         )
 
 
-def _numbers(directory: Path) -> list[int]:
-    """The directories that Orbax takes for steps."""
+def _step_directories(directory: Path) -> list[int]:
+    """The numbers of the directories that Orbax takes for steps."""
     return sorted(
         int(path.name)
         for path in directory.iterdir()
@@ -248,17 +265,26 @@ def _numbers(directory: Path) -> list[int]:
     )
 
 
-def _ruins(directory: Path) -> list[int]:
-    """Steps that hold something, but no parameters; an empty directory is no step."""
+def _damaged(directory: Path) -> list[int]:
+    """The steps that hold something, but no parameters."""
     return [
         step
-        for step in _numbers(directory)
+        for step in _step_directories(directory)
         if any((directory / str(step)).iterdir())
         and not (directory / str(step) / PARAMS).is_dir()
     ]
 
 
-def _rank(metrics: dict) -> float:
+def _rest(state: Any) -> dict[str, Any]:
+    """What a training state has besides parameters."""
+    return {
+        "step": state.step,
+        "opt_state": state.opt_state,
+        "decay_from": state.decay_from,
+    }
+
+
+def _rank(metrics: dict[str, float]) -> float:
     return metrics["rank"]
 
 

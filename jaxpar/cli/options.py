@@ -101,6 +101,8 @@ class Evaluate(Open, Many):
 
     source: Annotated[str | None, tyro.conf.arg(name="data.source")] = None
     """Score all of this source instead of the run's own held-out data."""
+    text_field: Annotated[str, tyro.conf.arg(name="data.text-field")] = "text"
+    """Field that holds the text of that source's records, if it has fields."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -66,6 +66,7 @@ def evaluate(args: list[str]) -> None:
         layout=asked.layout,
         devices=asked.devices,
         source=asked.source,
+        text_field=asked.text_field,
         classes=classes_in(asked.imports),
     )
     if not asked.json:

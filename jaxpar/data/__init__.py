@@ -1,1 +1,1 @@
-"""From a step's number to its rows."""
+"""From documents to batches: tokenizers, windows, order of rows, loader."""

@@ -1,9 +1,10 @@
-"""Steps to batches on the devices."""
+"""The loader: batches on the devices, for each step or for one evaluation."""
 
 import itertools
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from jaxpar.errors import DataWentBad
 from jaxpar.partition.layout import Placed
 
 READ_AHEAD = 2
+"""Batches that are read before they are asked for."""
 Row = dict[str, np.ndarray]
 MakeRow = Callable[[Window], Row]
 
@@ -27,27 +29,27 @@ def batches(
     placed: Placed,
     start: int = 0,
 ) -> Generator[dict[str, jax.Array]]:
-    """The batch of step `start` and all that follow, without end: fields [B, T].
+    """The batches of step `start` and of all later steps: fields [B, T].
 
-    Each process reads the rows of its own devices, some steps ahead.
+    Each process reads only the rows of its own devices, READ_AHEAD steps in advance.
 
     Raises:
       DataWentBad: a row could not be read; names step, row and window.
     """
     sharding = placed.sharding(("batch", "seq"))
-    rows = _own_rows(sharding, batch_size)
+    rows = _rows_of_this_process(sharding, batch_size)
 
     def read(step: int) -> Row:
         ids = order(seed, step, batch_size, len(windows))
         return _stacked([_row(windows, make_row, step, i, ids[i]) for i in rows])
 
-    # Only NumPy runs ahead: a thread inside JAX at exit could abort the process.
-    ahead = _ahead(read, start)
-    return (_global(fields, rows, batch_size, placed) for fields in ahead)
+    # The thread uses only NumPy: one inside JAX at exit could abort the process.
+    read_rows = _read_ahead(read, start)
+    return (_global(fields, rows, batch_size, placed) for fields in read_rows)
 
 
 class EvalBatches:
-    """Every window once, in order; rows that fill the last batch up weigh 0."""
+    """Every window once, in order; rows that pad the last batch have weight 0."""
 
     def __init__(
         self, windows: Windows, make_row: MakeRow, *, batch_size: int, placed: Placed
@@ -63,7 +65,7 @@ class EvalBatches:
         if not 0 <= k < len(self):
             raise IndexError(f"Batch {k} of {len(self)}.")
         sharding = self._placed.sharding(("batch", "seq"))
-        rows = _own_rows(sharding, self._batch_size)
+        rows = _rows_of_this_process(sharding, self._batch_size)
         fields = _stacked([self._row(k, i) for i in rows])
         return _global(fields, rows, self._batch_size, self._placed)
 
@@ -81,7 +83,7 @@ class EvalBatches:
 def eval_batches(
     windows: Windows, make_row: MakeRow, *, batch_size: int, placed: Placed
 ) -> EvalBatches:
-    """A finite list of batches [B, T] that holds each window once."""
+    """Batches [B, T] that hold each window once."""
     return EvalBatches(windows, make_row, batch_size=batch_size, placed=placed)
 
 
@@ -95,30 +97,36 @@ def _row(windows: Windows, make_row: MakeRow, step: int, i: int, window: int) ->
         ) from error
 
 
-def _own_rows(sharding: jax.sharding.NamedSharding, batch_size: int) -> list[int]:
+def _rows_of_this_process(
+    sharding: jax.sharding.NamedSharding, batch_size: int
+) -> list[int]:
     """The rows of the global batch that this process's devices hold, in order."""
-    # One column: whether and how the other axis is split does not matter here.
+    # A length that every split of the other axis divides; its slices are not used.
     shape = (batch_size, sharding.mesh.size)
-    places = sharding.addressable_devices_indices_map(shape).values()
-    wanted = (range(batch_size)[place[0]] for place in places if place is not None)
-    return sorted(set(itertools.chain.from_iterable(wanted)))
+    slices = sharding.addressable_devices_indices_map(shape).values()
+    rows = (range(batch_size)[index[0]] for index in slices if index is not None)
+    return sorted(set(itertools.chain.from_iterable(rows)))
 
 
 def _stacked(rows: list[Row]) -> Row:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _global(fields: Row, rows: list[int], batch_size: int, placed: Placed) -> dict:
-    """Global arrays of which this process gives `rows`, in the layout's order."""
-    numbers = np.array(rows)
+def _global(
+    fields: Row, rows: list[int], batch_size: int, placed: Placed
+) -> dict[str, jax.Array]:
+    """Global arrays, of which this process has `rows`; tokens in the layout's order."""
+    row_numbers = np.array(rows)
     sharding = placed.sharding(("batch", "seq"))
 
     def array(values: np.ndarray) -> jax.Array:
-        numbers_of = placed.layout.token_numbers(values.shape[1])
+        token_numbers = placed.layout.token_numbers(values.shape[1])
 
-        def piece(index) -> np.ndarray:
+        def piece(index: Any) -> np.ndarray:
+            # The slices of rows and of tokens that one device holds.
             wanted = np.arange(batch_size)[index[0]]
-            return values[np.searchsorted(numbers, wanted)][:, numbers_of[index[1]]]
+            local_rows = np.searchsorted(row_numbers, wanted)
+            return values[local_rows][:, token_numbers[index[1]]]
 
         shape = (batch_size, *values.shape[1:])
         return jax.make_array_from_callback(shape, sharding, piece)
@@ -126,9 +134,9 @@ def _global(fields: Row, rows: list[int], batch_size: int, placed: Placed) -> di
     return {name: array(values) for name, values in fields.items()}
 
 
-def _ahead(read: Callable[[int], Row], start: int) -> Iterator[Row]:
-    """read(start), read(start + 1), ... by a thread that ends with this iterator."""
-    ready: queue.Queue = queue.Queue(READ_AHEAD)
+def _read_ahead(read: Callable[[int], Row], start: int) -> Iterator[Row]:
+    """read(start), read(start + 1), ... in a thread that ends with this iterator."""
+    ready: queue.Queue[Row | Exception] = queue.Queue(READ_AHEAD)
     stop = threading.Event()
     thread = threading.Thread(
         target=_fill, args=(read, start, ready, stop), name="jaxpar-read-ahead"
@@ -137,25 +145,31 @@ def _ahead(read: Callable[[int], Row], start: int) -> Iterator[Row]:
     thread.start()
     try:
         while True:
-            found = ready.get()
-            if isinstance(found, Exception):
-                raise found
-            yield found
+            result = ready.get()
+            if isinstance(result, Exception):
+                raise result
+            yield result
     finally:
         stop.set()
 
 
-def _fill(read, start: int, ready: queue.Queue, stop: threading.Event) -> None:
+def _fill(
+    read: Callable[[int], Row],
+    start: int,
+    ready: queue.Queue[Row | Exception],
+    stop: threading.Event,
+) -> None:
+    """Puts each step's rows into the queue, until an error or until `stop` is set."""
     for step in itertools.count(start):
         try:
-            found = read(step)
+            result = read(step)
         except Exception as error:
-            found = error
+            result = error
         while not stop.is_set():
             try:
-                ready.put(found, timeout=0.1)
+                ready.put(result, timeout=0.1)
                 break
             except queue.Full:
                 continue
-        if stop.is_set() or isinstance(found, Exception):
+        if stop.is_set() or isinstance(result, Exception):
             return

@@ -1,4 +1,4 @@
-"""Which window stands in which row of which step."""
+"""The order of rows: which window is in which row of which step."""
 
 import numpy as np
 
@@ -8,34 +8,37 @@ ROUNDS = 8
 
 
 def order(seed: int, step: int, rows: int, n_windows: int) -> np.ndarray:
-    """Window ids [rows] of a step: each epoch is its own permutation of all windows.
+    """Window numbers [rows] of a step; each epoch has a permutation of its own.
 
     Row i of step s is number s * rows + i of the endless sequence of epochs, so it
-    depends on nothing but (seed, s, i), and any step is found at once.
+    depends only on (seed, s, i), and any step is computed without those before it.
+
+    Raises:
+      UserError: there are no windows.
     """
     if n_windows < 1:
-        raise UserError(f"n_windows={n_windows}: there is nothing to put in order.")
+        raise UserError(f"n_windows={n_windows}: there are no windows to train on.")
     numbers = step * rows + np.arange(rows, dtype=np.int64)
     epochs, places = numbers // n_windows, numbers % n_windows
     ids = np.empty(rows, np.int64)
     for epoch in np.unique(epochs):
-        here = epochs == epoch
-        ids[here] = shuffled(places[here], n_windows, seed, int(epoch))
+        in_epoch = epochs == epoch
+        ids[in_epoch] = shuffled(places[in_epoch], n_windows, seed, int(epoch))
     return ids
 
 
 def shuffled(places: np.ndarray, n: int, *key: int) -> np.ndarray:
-    """Where a permutation of range(n), chosen by the key, sends each place.
+    """A permutation of range(n), chosen by the key, applied to each place.
 
-    A Feistel network (Luby and Rackoff, 1988) over the next even number of bits,
-    applied again where it leaves the range (cycle walking: Black and Rogaway, 2002).
+    A Feistel network (Luby and Rackoff, 1988) on the next even number of bits, applied
+    again where its result is n or more (cycle walking: Black and Rogaway, 2002).
     """
     half = max((int(n - 1).bit_length() + 1) // 2, 1)
     keys = _round_keys(key)
-    found = _feistel(places.astype(np.uint64), half, keys)
-    while (outside := found >= n).any():
-        found[outside] = _feistel(found[outside], half, keys)
-    return found.astype(np.int64)
+    values = _feistel(places.astype(np.uint64), half, keys)
+    while (outside := values >= n).any():
+        values[outside] = _feistel(values[outside], half, keys)
+    return values.astype(np.int64)
 
 
 def _feistel(values: np.ndarray, half: int, keys: list[np.uint64]) -> np.ndarray:
@@ -54,7 +57,7 @@ def _round_keys(key: tuple[int, ...]) -> list[np.uint64]:
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele, Lea and Flood, 2014), of arrays."""
+    """SplitMix64's finaliser (Steele, Lea and Flood, 2014), elementwise."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

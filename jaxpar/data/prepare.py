@@ -1,8 +1,8 @@
-"""A corpus prepared for training: its tokenizer, its windows, and what they hold."""
+"""A corpus prepared for training: tokenizer, windows, and counts for the receipt."""
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxpar import cache
@@ -18,29 +18,28 @@ PURPOSE = {"train": "to train on", "heldout": "to hold out", "every": "to score"
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Windows to train on and windows held out.
-
-    fingerprint: changes with whatever made them. description: counts, for the receipt.
-    """
+    """Windows to train on, and held-out windows."""
 
     tokenizer: Tokenizer
     train: Windows
     heldout: Windows
     fingerprint: str
+    """Changes with the documents, the tokenizer and the libraries that were used."""
     description: dict[str, Any]
+    """Source, hashes and counts, for the receipt."""
 
 
 def learned(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:
-    """The tokenizer learned from the training part, kept in the cache."""
+    """The tokenizer learned from the training part; it is kept in the cache."""
     name = cache.key(
         config=[type(config).__name__, dataclasses.asdict(config)],
         content=corpus.fingerprint(),
         versions=cache.versions("tokenizers"),
     )
 
-    def build(aside) -> None:
+    def build(directory: pathlib.Path) -> None:
         texts = (document.text for document in corpus.by_part["train"])
-        config.build(texts).save(aside)
+        config.build(texts).save(directory)
 
     return tokenizer.load(cache.build_once(cache.root() / "tokenizers" / name, build))
 
@@ -48,8 +47,8 @@ def learned(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:
 def text(
     corpus: Corpus, tokens: Tokenizer, *, seq_len: int, batch_size: int, progress: bool
 ) -> Prepared:
-    """Documents one after the other, in windows of `seq_len` targets."""
-    need_parts(corpus)
+    """Documents one after another, in windows of `seq_len` targets."""
+    need_documents(corpus)
     path = _write_documents(corpus, tokens, progress=progress)
     train_file = windows.open_token_file(path / "train", tokens.pad_id)
     heldout_file = windows.open_token_file(path / "heldout", tokens.pad_id)
@@ -75,7 +74,10 @@ def answers(
     too_long: str,
     progress: bool,
 ) -> Prepared:
-    """Prompts with answers, one to a row; only answers are scored."""
+    """Prompts with answers, one in each row; only answers are scored.
+
+    too_long: "refuse" or "cut" examples that do not fit into a row.
+    """
     need_parts(corpus)
     path = _write_examples(corpus, tokens, progress=progress)
     train = answer_rows(path / "train", corpus, tokens, seq_len, too_long)
@@ -89,7 +91,7 @@ def answers(
 def answer_rows(
     path: pathlib.Path, corpus: Corpus, tokens: Tokenizer, seq_len: int, too_long: str
 ) -> Rows:
-    """One part's rows; examples that are too long are refused, or cut."""
+    """One part's rows, from its folder of token files; see `answers`."""
     rows = Rows(windows.open_token_file(path, tokens.pad_id), seq_len)
     if too_long == "refuse" and (n := rows.n_cut + rows.n_left_out):
         raise UserError(
@@ -101,33 +103,47 @@ def answer_rows(
 
 
 def everything(corpus: Corpus, tokens: Tokenizer, *, seq_len: int) -> Windows:
-    """All of a corpus as windows, the last one filled up with weight 0."""
-    need_parts(corpus)
+    """All of a corpus as windows, the last one padded with weight 0."""
     (part,) = corpus.parts
     if corpus.has_only_examples:
+        need_parts(corpus)
         path = _write_examples(corpus, tokens, progress=True)
         return answer_rows(path / part, corpus, tokens, seq_len, "refuse")
+    need_documents(corpus)
     path = _write_documents(corpus, tokens, progress=True)
     return windows.all_windows(
         windows.open_token_file(path / part, tokens.pad_id), seq_len
     )
 
 
+def need_documents(corpus: Corpus) -> None:
+    """Refuses a corpus whose records hold no text, or that has an empty part.
+
+    Prepared windows are found by a hash of the files, which may have been read in
+    another way before: only opening the documents tells whether they can be read so.
+    """
+    _need_records(corpus, lambda part: len(corpus.by_part.get(part, ())))
+
+
 def need_parts(corpus: Corpus) -> None:
     """Refuses a corpus of which nothing could be held out, or trained on."""
+    _need_records(corpus, corpus.n_records)
+
+
+def _need_records(corpus: Corpus, n_records: Callable[[str], int]) -> None:
     for part in corpus.parts:
-        if not corpus.n_records(part):
+        if not n_records(part):
             raise UserError(
-                f"{corpus.source} leaves nothing {PURPOSE[part]}: its documents are too "
-                "few or too short; give more text (several lines or files)."
+                f"{corpus.source} leaves nothing {PURPOSE[part]}: its documents are "
+                "too few or too short; give more text (several lines or files)."
             )
 
 
-def need_windows(corpus: Corpus, found: Windows, least: int, what: str) -> None:
-    """Refuses fewer windows than one batch."""
-    if len(found) < least:
+def need_windows(corpus: Corpus, windows: Windows, least: int, what: str) -> None:
+    """Refuses fewer windows than `least`; `what` they are is for the message."""
+    if len(windows) < least:
         raise UserError(
-            f"{corpus.source} has {len(found)} {what}, and {least} are needed; give "
+            f"{corpus.source} has {len(windows)} {what}, and {least} are needed; give "
             "more text, or a smaller batch_size or seq_len."
         )
 
@@ -171,8 +187,8 @@ def _prepared(
         **corpus.facts,
     }
     for name, part in (("train", train), ("heldout", heldout)):
-        scored = {"windows": len(part), "scored": part.n_tokens, "bytes": part.n_bytes}
-        description[name] = {**scored, **counts[name]}
+        sizes = {"windows": len(part), "scored": part.n_tokens, "bytes": part.n_bytes}
+        description[name] = {**sizes, **counts[name]}
     return Prepared(tokens, train, heldout, fingerprint, description)
 
 

@@ -1,4 +1,4 @@
-"""What an experiment reads: plain text, or prompts with answers."""
+"""Configurations of an experiment's data: plain text, or prompts with answers."""
 
 import abc
 import dataclasses
@@ -16,12 +16,12 @@ from jaxpar.sources.table import find_kind, open_source
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source(abc.ABC):
-    """Rows of `seq_len` tokens, `batch_size` of them in a step on all devices."""
+    """What a model is trained on, and in which rows."""
 
     seq_len: int
     """Length of a row, in tokens."""
     batch_size: int
-    """Rows in a step, on all devices together."""
+    """Rows of a step, on all devices and in all microbatches together."""
 
     def __post_init__(self):
         for name in ("seq_len", "batch_size"):
@@ -32,18 +32,18 @@ class Source(abc.ABC):
     def prepare(
         self, tokenizer: Tokenizer | None = None, *, progress: bool = True
     ) -> Prepared:
-        """Tokenises the documents into files, once; later calls open these.
+        """Tokenises the documents into files in the cache; later calls open these.
 
-        tokenizer: the one of the run that is fine-tuned; a pre-training learns its own.
+        tokenizer: that of the run that is fine-tuned; a pre-training learns its own.
         """
 
     def fetch(self) -> None:  # noqa: B027 (most have nothing to fetch)
-        """Downloads what is not here yet; `jaxpar data prepare` alone asks for it."""
+        """Downloads what is missing; only `jaxpar data prepare` calls it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DocumentSource(Source):
-    """Plain documents of any corpus: a class of one's own has to give `corpus`."""
+    """Plain documents of any corpus: a subclass has to define `corpus`."""
 
     tokenizer: TokenizerConfig = Bytes()
     """How text becomes token ids."""
@@ -55,13 +55,15 @@ class DocumentSource(Source):
     def prepare(
         self, tokenizer: Tokenizer | None = None, *, progress: bool = True
     ) -> Prepared:
-        """With the given tokenizer, else its own, learned from the training part.
+        """Windows of documents, one after another.
+
+        tokenizer: None for one that is learned from the training part.
 
         Raises:
           UserError: the source is absent, empty, damaged, not UTF-8, or too small.
         """
         corpus = self.corpus()
-        prepare.need_parts(corpus)
+        prepare.need_documents(corpus)
         return prepare.text(
             corpus,
             tokenizer or prepare.learned(self.tokenizer, corpus),
@@ -78,33 +80,34 @@ class Text(DocumentSource):
     source: str = "stdlib"
     """Documents: stdlib, synthetic, files:GLOB (text, .jsonl, .parquet), tfds:NAME."""
     text_field: str = added("text")
-    """Field that holds the text of .jsonl, .parquet and tfds: records; "" reads every
-    file as plain text."""
+    """Field that holds the text of .jsonl, .parquet and tfds: records; "" reads files
+    as plain text, whatever their names."""
 
     def corpus(self) -> Corpus:
         return open_source(self.source, text_field=self.text_field)
 
     def fetch(self) -> None:
-        fetch(self.source)
+        fetch(self.source, text_field=self.text_field)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairs(Source):
-    """Prompts with answers: stdlib (functions -> docstrings), or files of records.
+    """Prompts with answers, of which only answers are scored.
 
-    A source that holds none is read as plain text: it continues the pre-training.
+    A source without any is read as plain text, as by Text: training continues on it.
     """
 
     source: str = "stdlib"
-    """Examples: stdlib, or files:GLOB of .jsonl or .parquet with prompt and answer;
-    any other source is plain text."""
+    """Examples: stdlib (functions with docstrings as answers), or files:GLOB of .jsonl
+    or .parquet with the fields prompt and answer; any other source is plain text."""
     too_long: Literal["refuse", "cut"] = dataclasses.field(
         default="refuse", kw_only=True
     )
-    """What to do with examples longer than a row: refuse, or cut the prompt's middle."""
+    """What to do with an example longer than a row: refuse, or cut its prompt's middle;
+    an answer that does not fit is left out then."""
     text_field: str = added("text")
-    """Field that holds the text of records that are no examples; "" reads every file
-    as plain text."""
+    """Field that holds the text of records that are not examples; "" reads files as
+    plain text, whatever their names."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -112,18 +115,19 @@ class Pairs(Source):
             raise UserError(f'too_long={self.too_long!r} must be "refuse" or "cut".')
 
     def fetch(self) -> None:
-        fetch(self.source)
+        fetch(self.source, text_field=self.text_field)
 
     def prepare(
         self, tokenizer: Tokenizer | None = None, *, progress: bool = True
     ) -> Prepared:
-        """With the tokenizer of the run that is fine-tuned.
+        """Rows of one example each, or windows of plain text.
 
         Raises:
-          UserError: as for Text; or a record is no example, or one is too long.
+          UserError: as for Text; or there is no tokenizer, a record is not an example,
+            or one is too long.
         """
         if tokenizer is None:
-            raise UserError("Pairs needs the tokenizer of the run it fine-tunes.")
+            raise UserError("Pairs needs the tokenizer of the run that is fine-tuned.")
         corpus = open_source(self.source, text_field=self.text_field)
         sizes = {"seq_len": self.seq_len, "batch_size": self.batch_size}
         if corpus.has_examples:
@@ -134,15 +138,15 @@ class Pairs(Source):
 
 
 def score(source: str, tokenizer: Tokenizer, seq_len: int) -> Windows:
-    """All of a source, to be scored: every byte of it, nothing held back."""
+    """Windows with all of a source, to be scored; nothing is held out."""
     corpus = open_source(source, parts=WHOLE)
     return prepare.everything(corpus, tokenizer, seq_len=seq_len)
 
 
-def fetch(source: str) -> None:
-    """Downloads what `tfds:NAME` names and prepares its records, if it is not here.
+def fetch(source: str, *, text_field: str = "text") -> None:
+    """Downloads and prepares the dataset of `tfds:NAME`, if it is not here yet.
 
-    Nothing else looks at a network; other sources have nothing to fetch.
+    Nothing else uses the network; other sources have nothing to fetch.
     """
-    kind, name = find_kind(source)
+    kind, name = find_kind(source, text_field=text_field)
     kind.fetch(name)

@@ -1,4 +1,4 @@
-"""A window as the fields of a row."""
+"""The task of a row: which tokens are inputs, which are targets, and their weights."""
 
 import numpy as np
 
@@ -6,12 +6,13 @@ from jaxpar.data.windows import Window
 
 
 def causal(window: Window) -> dict[str, np.ndarray]:
-    """Each token with the one behind it as target.
+    """Next-token prediction: the fields of one row, each [T].
 
-    Targets have weight 0 across documents, in padding, and where the window says so.
+    A target has weight 0 in padding, where it is of another document than its input,
+    and where its own weight in the window is 0.
     """
-    same = window.segments[1:] == window.segments[:-1]
-    scored = same & (window.segments[1:] > 0)
+    same_document = window.segments[1:] == window.segments[:-1]
+    scored = same_document & (window.segments[1:] > 0)
     return {
         "tokens": window.tokens[:-1],
         "targets": window.tokens[1:],

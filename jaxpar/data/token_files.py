@@ -1,4 +1,4 @@
-"""Documents tokenised once, into files."""
+"""Token files: documents or examples, tokenised once and written to the cache."""
 
 import functools
 import json
@@ -6,19 +6,32 @@ import lzma
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxpar import cache
 from jaxpar.data.tokenizer import Tokenizer
+from jaxpar.data.windows import Items
 from jaxpar.errors import UserError
 from jaxpar.sources.corpus import Example
 
 FORMAT = 1
-XZ_LIMIT = 100_000_000  # Bytes; xz -9 reads some 2 MB/s.
+XZ_LIMIT = 100_000_000
+"""Parts of more bytes are not compressed: xz -9 reads about 2 MB/s."""
 BULK_BYTES = 4_000_000
+"""Text that is tokenised in one call."""
 PIECE_BYTES = 1_000_000
+"""Longer texts are cut into pieces, which are tokenised in parallel."""
 PROBE_BYTES = 2_000
+
+
+class Encoded(NamedTuple):
+    """An item with the ids of its prompt's and of its answer's pieces."""
+
+    item: Example
+    prompt: list[np.ndarray]
+    answer: list[np.ndarray]
 
 
 def write_token_files(
@@ -31,17 +44,17 @@ def write_token_files(
 ) -> pathlib.Path:
     """The directory with a folder of token files for each named part.
 
-    `read` is asked for a part's items only where they are not laid out yet: `content`
-    is a hash of them all. xz is tried on every part but `train`.
+    `read` returns a part's items; it is called only if the files do not exist yet.
+    `content` is a hash of all items. Every part but `train` is also compressed with xz.
     """
     path = cache.root() / "windows" / identity(content, tokenizer)
     cache.build_once(path, functools.partial(_write, names, read, tokenizer, progress))
-    _compare(path, tokenizer)
+    _check_probes(path, tokenizer)
     return path
 
 
 def identity(content: str, tokenizer: Tokenizer) -> str:
-    """Changes with content, tokenizer or the libraries that turn one into the other."""
+    """A hash of content, tokenizer and the versions of the libraries that are used."""
     return cache.key(
         format=FORMAT,
         content=content,
@@ -51,7 +64,7 @@ def identity(content: str, tokenizer: Tokenizer) -> str:
 
 
 def xz_nats_per_byte(texts: Iterable[bytes]) -> float:
-    """What xz -9 needs for the texts, one behind the other."""
+    """The size of the texts, one after another, as xz -9 compresses them."""
     compressor, n, n_compressed = lzma.LZMACompressor(preset=9), 0, 0
     for text in texts:
         n += len(text)
@@ -60,10 +73,16 @@ def xz_nats_per_byte(texts: Iterable[bytes]) -> float:
     return n_compressed * 8 * math.log(2) / n
 
 
-def _write(names, read, tokenizer: Tokenizer, progress, aside: pathlib.Path) -> None:
+def _write(
+    names: Iterable[str],
+    read: Callable[[str], Sequence[Example]],
+    tokenizer: Tokenizer,
+    progress: bool,
+    directory: pathlib.Path,
+) -> None:
     for name in names:
         items = read(name)
-        folder = aside / name
+        folder = directory / name
         folder.mkdir()
         meta = _write_tokens(folder, name, items, tokenizer, progress)
         small = name != "train" and 0 < meta["bytes"] <= XZ_LIMIT
@@ -72,26 +91,37 @@ def _write(names, read, tokenizer: Tokenizer, progress, aside: pathlib.Path) -> 
         (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
 
 
-def _write_tokens(folder, name, items, tokenizer: Tokenizer, progress) -> dict:
-    """Writes one part; a token beyond the vocabulary stops it."""
+def _write_tokens(
+    folder: pathlib.Path,
+    name: str,
+    items: Sequence[Example],
+    tokenizer: Tokenizer,
+    progress: bool,
+) -> dict[str, Any]:
+    """Writes the tokens of one part, and returns what meta.json says of them.
+
+    Raises:
+      UserError: the tokenizer makes an id beyond its vocabulary.
+    """
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     prompts, ends, sizes, end, largest = [], [], [], 0, 0
     with open(folder / "tokens.bin", "wb") as file:
-        for item, prompt, answer in _encoded(items, name, tokenizer, progress):
-            ids = np.concatenate([[tokenizer.bos_id], *prompt, *answer])
-            ids = np.append(ids, tokenizer.eos_id)
+        for encoded in _encoded(items, name, tokenizer, progress):
+            ids = [[tokenizer.bos_id], *encoded.prompt, *encoded.answer]
+            ids = np.append(np.concatenate(ids), tokenizer.eos_id)
             file.write(ids.astype(dtype).tobytes())
             end += len(ids)
             largest = max(largest, int(ids.max()))
             ends.append(end)
-            prompts.append(1 + sum(len(piece) for piece in prompt))
-            sizes.append(len(item.answer))
+            prompts.append(1 + sum(len(piece) for piece in encoded.prompt))
+            sizes.append(len(encoded.item.answer))
     if largest >= tokenizer.vocab_size:
         raise UserError(
             f"The tokenizer made id {largest}, but it says that it has only "
             f"{tokenizer.vocab_size}; repair its vocab_size."
         )
-    np.save(folder / "items.npy", np.array([ends, prompts, sizes], np.int64))
+    items_of_file = Items(np.array(ends), np.array(prompts), np.array(sizes))
+    items_of_file.save(folder / "items.npy")
     return {
         "dtype": np.dtype(dtype).name,
         "items": len(ends),
@@ -104,25 +134,29 @@ def _write_tokens(folder, name, items, tokenizer: Tokenizer, progress) -> dict:
     }
 
 
-def _encoded(items, name, tokenizer: Tokenizer, progress: bool) -> Iterator[tuple]:
-    """Each item with the ids of its prompt's and its answer's pieces."""
+def _encoded(
+    items: Sequence[Example], name: str, tokenizer: Tokenizer, progress: bool
+) -> Iterator[Encoded]:
+    """Each item with its ids, in order, under a progress bar."""
     from tqdm.auto import tqdm
 
-    # `None` lets tqdm be silent where stderr is no terminal.
+    # With `None`, tqdm shows nothing where stderr is no terminal.
     off = None if progress else True
     with tqdm(
         total=len(items), desc=f"tokenise {name}", unit="doc", disable=off
     ) as bar:
         for bulk in _bulks(items):
             cut = [(_pieces(item.prompt), _pieces(item.answer)) for item in bulk]
-            flat = [piece for both in cut for part in both for piece in part]
+            flat = [piece for both in cut for pieces in both for piece in pieces]
             ids = iter(tokenizer.encode_many(flat))
             for item, (prompt, answer) in zip(bulk, cut, strict=True):
-                yield item, [next(ids) for _ in prompt], [next(ids) for _ in answer]
+                prompt_ids = [next(ids) for _ in prompt]
+                yield Encoded(item, prompt_ids, [next(ids) for _ in answer])
             bar.update(len(bulk))
 
 
 def _bulks(items: Sequence[Example]) -> Iterator[list[Example]]:
+    """The items in lists of BULK_BYTES or a little more."""
     bulk, size = [], 0
     for item in items:
         bulk.append(item)
@@ -135,13 +169,13 @@ def _bulks(items: Sequence[Example]) -> Iterator[list[Example]]:
 
 
 def _pieces(text: bytes) -> list[bytes]:
-    """A long text cut at lines, so that one huge file is tokenised in parallel."""
+    """A text, cut at line ends where it is longer than PIECE_BYTES."""
     pieces, start = [], 0
     while len(text) - start > PIECE_BYTES:
         stop = text.rfind(b"\n", start, start + PIECE_BYTES) + 1
         if stop <= start:
             stop = start + PIECE_BYTES
-            while text[stop] & 0xC0 == 0x80:  # Inside a character of UTF-8.
+            while text[stop] & 0xC0 == 0x80:  # In the middle of a UTF-8 character.
                 stop -= 1
         pieces.append(text[start:stop])
         start = stop
@@ -150,20 +184,20 @@ def _pieces(text: bytes) -> list[bytes]:
     return pieces
 
 
-def _probe(items: Sequence[Example], tokenizer: Tokenizer) -> dict:
-    """A start of the first item and its ids, kept to be compared with later."""
+def _probe(items: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The start of the first answer with its ids, for `_check_probes`."""
     if not len(items):
         return {"text": "", "ids": []}
     text = items[0].answer[:PROBE_BYTES].decode("utf-8", "ignore")
     return {"text": text, "ids": tokenizer.encode(text.encode()).tolist()}
 
 
-def _compare(path: pathlib.Path, tokenizer: Tokenizer) -> None:
-    """Refuses windows that today's libraries would make otherwise."""
+def _check_probes(path: pathlib.Path, tokenizer: Tokenizer) -> None:
+    """Refuses token files that the installed libraries would write differently."""
     for file in sorted(path.glob("*/meta.json")):
         probe = json.loads(file.read_text())["probe"]
         if tokenizer.encode(probe["text"].encode()).tolist() != probe["ids"]:
             raise UserError(
                 f"{file} holds other tokens for {probe['text'][:40]!r} than the "
-                f"tokenizer makes now; delete {path} and prepare again."
+                f"tokenizer gives now; delete {path} and prepare again."
             )

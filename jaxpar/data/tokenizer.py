@@ -1,48 +1,56 @@
-"""Tokenizers from bytes to ids that lose nothing."""
+"""Tokenizers: lossless conversion of UTF-8 text to token ids and back."""
 
 import abc
 import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxpar.errors import UserError
 
+if TYPE_CHECKING:  # The library is optional: Bytes and `--help` do without it.
+    import tokenizers
+
 SPECIAL = ("pad", "bos", "eos")
 FILE = "tokenizer.json"
+"""The tokenizer, in the format of the `tokenizers` library."""
 MARK = "jaxpar_tokenizer.json"
+"""Type and fingerprint of the tokenizer in a directory."""
 
 
 class Tokenizer(abc.ABC):
-    """Plain ids below `n_plain`; behind them pad, begin and end of a text.
+    """Plain ids below `n_plain`, then those of padding, begin and end of a text.
 
     The special ids stand for no text, so no document can contain them.
     """
 
     n_plain: int
+    """Ids that stand for text."""
     fingerprint: str
+    """A hash of the vocabulary, in hexadecimal."""
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are, the special ones included."""
+        """All ids, including the special ones."""
         return self.n_plain + len(SPECIAL)
 
     @property
     def pad_id(self) -> int:
-        """Fills a row up; never scored."""
+        """Pads a row; never scored."""
         return self.n_plain
 
     @property
     def bos_id(self) -> int:
-        """Stands before every document."""
+        """Begins every document."""
         return self.n_plain + 1
 
     @property
     def eos_id(self) -> int:
-        """Stands behind every document."""
+        """Ends every document."""
         return self.n_plain + 2
 
     def encode(self, text: bytes) -> np.ndarray:
@@ -55,7 +63,7 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the plain ids; special ids vanish."""
+        """The text of the plain ids; special ids are skipped."""
 
     @abc.abstractmethod
     def save(self, directory: str | pathlib.Path) -> None:
@@ -73,31 +81,35 @@ class ByteTokenizer(Tokenizer):
         return [np.frombuffer(text, np.uint8).astype(np.int32) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """UTF-8, with U+FFFD where the bytes are none."""
+        """The bytes as UTF-8, with U+FFFD where they are not valid."""
         plain = bytes(int(i) for i in ids if 0 <= i < self.n_plain)
         return plain.decode("utf-8", "replace")
 
     def save(self, directory: str | pathlib.Path) -> None:
-        """One small file: there is nothing to keep but the kind."""
+        """One small file, which names the type."""
         _write_mark(directory, "Bytes", self.fingerprint)
 
 
 class BPETokenizer(Tokenizer):
-    """Byte-level byte-pair encoding of the `tokenizers` library."""
+    """Byte-level byte-pair encoding by the `tokenizers` library."""
 
-    def __init__(self, model):
+    def __init__(self, model: "tokenizers.Tokenizer"):
         self.model = model
         self.n_plain = model.get_vocab_size(with_added_tokens=False)
-        learnt = json.loads(model.to_str())["model"]
-        text = json.dumps([learnt["vocab"], learnt["merges"]], sort_keys=True)
+        learned = json.loads(model.to_str())["model"]
+        text = json.dumps([learned["vocab"], learned["merges"]], sort_keys=True)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
 
     def encode_many(self, texts: Sequence[bytes]) -> list[np.ndarray]:
-        """The library's own threads share the texts out."""
-        found = self.model.encode_batch_fast(
+        """Encodes the texts in the library's own threads.
+
+        Raises:
+          UserError: a text is not UTF-8.
+        """
+        encodings = self.model.encode_batch_fast(
             [_utf8(text) for text in texts], add_special_tokens=False
         )
-        return [np.asarray(one.ids, np.int32) for one in found]
+        return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The bytes of the ids as UTF-8."""
@@ -105,18 +117,18 @@ class BPETokenizer(Tokenizer):
         return self.model.decode(plain, skip_special_tokens=False)
 
     def save(self, directory: str | pathlib.Path) -> None:
-        """The exchange format, without the special ids, beside a mark."""
+        """FILE, which does not contain the special ids, and MARK."""
         _write_mark(directory, "BPE", self.fingerprint)
         self.model.save(str(pathlib.Path(directory, FILE)))
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig(abc.ABC):
-    """How text becomes ids."""
+    """How text becomes token ids."""
 
     @abc.abstractmethod
     def build(self, texts: Iterable[bytes]) -> Tokenizer:
-        """The tokenizer, learnt from the texts where it learns."""
+        """The tokenizer; it may learn from the texts, which are UTF-8."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,18 +136,18 @@ class Bytes(TokenizerConfig):
     """A byte is an id: 259 ids, nothing to learn."""
 
     def build(self, texts: Iterable[bytes]) -> Tokenizer:
-        """Reads none of the texts."""
+        """Does not read the texts."""
         return ByteTokenizer()
 
 
 @dataclasses.dataclass(frozen=True)
 class BPE(TokenizerConfig):
-    """Byte-level byte-pair encoding, learnt from the training documents."""
+    """Byte-level byte-pair encoding, learned from the training documents."""
 
     vocab_size: int
-    """Ids in all: 256 bytes, the merges and 3 special ones."""
+    """Number of ids: 256 for bytes, 3 special ones, and one for each merge."""
     train_bytes: int = 1_000_000_000
-    """It learns from the first documents up to so many bytes."""
+    """Bytes of text to learn from; the first documents are taken."""
 
     def __post_init__(self):
         least = 256 + len(SPECIAL)
@@ -146,7 +158,7 @@ class BPE(TokenizerConfig):
             )
 
     def build(self, texts: Iterable[bytes]) -> Tokenizer:
-        """Learns the merges; the same texts in the same order give the same ones."""
+        """Learns the merges; the same texts in the same order give the same merges."""
         import tokenizers
 
         model = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -159,22 +171,29 @@ class BPE(TokenizerConfig):
             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        model.train_from_iterator(_first(texts, self.train_bytes), trainer)
+        model.train_from_iterator(_first_bytes(texts, self.train_bytes), trainer)
         return BPETokenizer(model)
 
 
 def load(directory: str | pathlib.Path) -> Tokenizer:
-    """The tokenizer that `save` wrote there; UserError if it is not the same."""
+    """The tokenizer that `save` wrote to a directory.
+
+    Raises:
+      UserError: there is none, or it has changed since.
+    """
     try:
         mark = json.loads(pathlib.Path(directory, MARK).read_text())
-        kind, expected = mark["type"], mark["fingerprint"]
+        name, expected = mark["type"], mark["fingerprint"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{directory} holds no tokenizer: {MARK} cannot be read ({error})."
         ) from error
-    if kind not in _LOADERS:
-        raise UserError(f"{directory}: unknown tokenizer {kind!r}; not {[*_LOADERS]}.")
-    tokenizer = _LOADERS[kind](pathlib.Path(directory))
+    if name not in _LOADERS:
+        raise UserError(
+            f"{directory} holds an unknown tokenizer {name!r}; jaxpar knows "
+            f"{[*_LOADERS]}."
+        )
+    tokenizer = _LOADERS[name](pathlib.Path(directory))
     if tokenizer.fingerprint != expected:
         raise UserError(
             f"{directory}: the tokenizer's hash is {tokenizer.fingerprint[:16]}, but "
@@ -195,16 +214,16 @@ def _load_bpe(directory: pathlib.Path) -> Tokenizer:
         text = path.read_text("utf-8")
         return BPETokenizer(tokenizers.Tokenizer.from_str(text))
     except Exception as error:  # The library raises plain Exception.
-        raise UserError(f"{path} is no tokenizer: {error}.") from error
+        raise UserError(f"{path} is not a tokenizer: {error}.") from error
 
 
 _LOADERS = {"Bytes": _load_bytes, "BPE": _load_bpe}
 
 
-def _write_mark(directory: str | pathlib.Path, kind: str, fingerprint: str) -> None:
+def _write_mark(directory: str | pathlib.Path, name: str, fingerprint: str) -> None:
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    mark = {"type": kind, "fingerprint": fingerprint}
+    mark = {"type": name, "fingerprint": fingerprint}
     (directory / MARK).write_text(json.dumps(mark) + "\n")
 
 
@@ -218,7 +237,8 @@ def _utf8(text: bytes) -> str:
         ) from error
 
 
-def _first(texts: Iterable[bytes], limit: int) -> Iterable[str]:
+def _first_bytes(texts: Iterable[bytes], limit: int) -> Iterator[str]:
+    """The first whole texts that together reach `limit` bytes."""
     for text in texts:
         if limit <= 0:
             return

@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import json
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,24 +17,48 @@ CHECKED_BYTES = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """T + 1 tokens: one more than a row, whose targets are the tokens behind.
-
-    `segments` counts the documents from 1; 0 is padding. `positions` starts at 0 in
-    each. `weights` is above 0 where a token counts as a target.
-    """
+    """T + 1 tokens: the T tokens of a row, and the target of the last one."""
 
     tokens: np.ndarray
+    """Ids (int32)."""
     segments: np.ndarray
+    """Number of each token's document, from 1 (int32); 0 is padding."""
     positions: np.ndarray
+    """Position of each token in its document's part of the window, from 0 (int32)."""
     weights: np.ndarray
+    """Weight of each token as a target, 0 where it is not scored (float32)."""
+
+
+class Items(NamedTuple):
+    """Where the items of a token file are; each array is int64 [items]."""
+
+    ends: np.ndarray
+    """The token after the last one of each item."""
+    prompts: np.ndarray
+    """Tokens of each item before its answer, its begin included."""
+    sizes: np.ndarray
+    """Bytes of each item's answer."""
+
+    @classmethod
+    def load(cls, path: pathlib.Path) -> "Items":
+        """What `save` wrote.
+
+        Raises:
+          OSError, ValueError: the file cannot be read.
+        """
+        ends, prompts, sizes = np.load(path, allow_pickle=False)
+        return cls(ends, prompts, sizes)
+
+    def save(self, path: pathlib.Path) -> None:
+        """One array [3, items], in the order of the fields."""
+        np.save(path, np.array([self.ends, self.prompts, self.sizes], np.int64))
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenFile:
-    """Items one behind the other; an item is a begin, a prompt, an answer, an end.
+    """Items one after another: each is begin, prompt, answer, end.
 
-    Plain documents have an empty prompt. `ends[k]` is where item k stops in `tokens`,
-    `prompts[k]` counts its tokens before the answer, `sizes[k]` its answer's bytes.
+    A plain document has an empty prompt. `ends`, `prompts` and `sizes` are as in Items.
     """
 
     tokens: np.ndarray
@@ -42,40 +67,44 @@ class TokenFile:
     sizes: np.ndarray
     pad_id: int
     xz_nats_per_byte: float | None
+    """What xz -9 needs for the text; None where it was not tried."""
 
     @property
     def starts(self) -> np.ndarray:
-        """Where each item begins."""
+        """The first token of each item."""
         return np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
 
 
 class Windows(abc.ABC):
-    """Windows by number; `n_tokens` and `n_bytes` count what is scored in them all."""
+    """A numbered sequence of windows, and counts over all of them."""
 
     n_bytes: int
+    """Bytes of text that are scored."""
     n_tokens: int
+    """Tokens that are scored."""
     xz_nats_per_byte: float | None
+    """What xz -9 needs for the text; None where it was not tried."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of windows."""
 
     @abc.abstractmethod
     def __getitem__(self, i: int) -> Window:
-        """Window i; IndexError from `len` on."""
+        """Window i; IndexError outside of 0 to len - 1."""
 
 
 class Stream(Windows):
-    """Windows that overlap by one token, so each is a target exactly once."""
+    """Windows that overlap by one token, so that each is a target exactly once."""
 
-    def __init__(self, laid: TokenFile, seq_len: int, n_windows: int):
-        self._laid, self._starts = laid, laid.starts
+    def __init__(self, file: TokenFile, seq_len: int, n_windows: int):
+        self._file, self._starts = file, file.starts
         self._seq_len, self._n = seq_len, n_windows
-        used = min(len(laid.tokens), n_windows * seq_len + 1)
-        scored = np.minimum(laid.ends, used) - (self._starts + laid.prompts)
+        used = min(len(file.tokens), n_windows * seq_len + 1)
+        scored = np.minimum(file.ends, used) - (self._starts + file.prompts)
         self.n_tokens = int(np.maximum(scored, 0).sum())
-        self.n_bytes = int(laid.sizes.sum())
-        self.xz_nats_per_byte = laid.xz_nats_per_byte
+        self.n_bytes = int(file.sizes.sum())
+        self.xz_nats_per_byte = file.xz_nats_per_byte
 
     def __len__(self) -> int:
         return self._n
@@ -83,37 +112,37 @@ class Stream(Windows):
     def __getitem__(self, i: int) -> Window:
         if not 0 <= i < self._n:
             raise IndexError(f"Window {i} of {self._n}.")
-        laid, first = self._laid, i * self._seq_len
-        tokens = laid.tokens[first : first + self._seq_len + 1]
-        at = np.arange(first, first + len(tokens))
-        item = np.searchsorted(laid.ends, at, "right")
-        within = at - self._starts[item]
-        return _filled_up(
+        file, first = self._file, i * self._seq_len
+        tokens = file.tokens[first : first + self._seq_len + 1]
+        places = np.arange(first, first + len(tokens))
+        item = np.searchsorted(file.ends, places, "right")
+        place_in_item = places - self._starts[item]
+        return _padded(
             self._seq_len + 1,
-            laid.pad_id,
+            file.pad_id,
             tokens=tokens,
             segments=item - item[0] + 1,
-            positions=np.minimum(within, at - first),
-            weights=within >= laid.prompts[item],
+            positions=np.minimum(place_in_item, places - first),
+            weights=place_in_item >= file.prompts[item],
         )
 
 
 class Rows(Windows):
-    """One item to a window; a prompt too long for it loses its middle.
+    """One item in each window; a prompt that is too long for it loses its middle.
 
     `n_cut` counts those, `n_left_out` the items whose answer alone does not fit.
     """
 
-    def __init__(self, laid: TokenFile, seq_len: int):
-        self._laid, self._starts = laid, laid.starts
+    def __init__(self, file: TokenFile, seq_len: int):
+        self._file, self._starts = file, file.starts
         self._width = seq_len + 1
-        lengths = laid.ends - self._starts
-        answers = lengths - laid.prompts
+        lengths = file.ends - self._starts
+        answers = lengths - file.prompts
         self._kept = np.flatnonzero(answers < self._width)
         self.n_left_out = len(lengths) - len(self._kept)
         self.n_cut = int((lengths[self._kept] > self._width).sum())
         self.n_tokens = int(answers[self._kept].sum())
-        self.n_bytes = int(laid.sizes[self._kept].sum())
+        self.n_bytes = int(file.sizes[self._kept].sum())
         self.xz_nats_per_byte = None
 
     def __len__(self) -> int:
@@ -122,43 +151,47 @@ class Rows(Windows):
     def __getitem__(self, i: int) -> Window:
         if not 0 <= i < len(self):
             raise IndexError(f"Window {i} of {len(self)}.")
-        laid, item = self._laid, self._kept[i]
-        prompt = laid.prompts[item]
-        tokens = laid.tokens[self._starts[item] : laid.ends[item]]
+        file, item = self._file, self._kept[i]
+        prompt = file.prompts[item]
+        tokens = file.tokens[self._starts[item] : file.ends[item]]
         room = self._width - (len(tokens) - prompt)
         if prompt > room:
             head, tail = room - room // 2, room // 2
-            ends = tokens[:head], tokens[prompt - tail :]
-            tokens, prompt = np.concatenate(ends), room
-        at = np.arange(len(tokens))
-        return _filled_up(
+            tokens = np.concatenate([tokens[:head], tokens[prompt - tail :]])
+            prompt = room
+        places = np.arange(len(tokens))
+        return _padded(
             self._width,
-            laid.pad_id,
+            file.pad_id,
             tokens=tokens,
-            segments=np.ones_like(at),
-            positions=at,
-            weights=at >= prompt,
+            segments=np.ones_like(places),
+            positions=places,
+            weights=places >= prompt,
         )
 
 
-def full_windows(laid: TokenFile, seq_len: int) -> Stream:
-    """The windows that are full; the tokens behind the last one are left."""
-    return Stream(laid, seq_len, max(len(laid.tokens) - 1, 0) // seq_len)
+def full_windows(file: TokenFile, seq_len: int) -> Stream:
+    """The windows that are full; the tokens after the last one are not used."""
+    return Stream(file, seq_len, max(len(file.tokens) - 1, 0) // seq_len)
 
 
-def all_windows(laid: TokenFile, seq_len: int) -> Stream:
-    """Every token in a window; the last one is filled up with weight 0."""
-    return Stream(laid, seq_len, -(-(len(laid.tokens) - 1) // seq_len))
+def all_windows(file: TokenFile, seq_len: int) -> Stream:
+    """Windows with every token; the last one is padded, with weight 0."""
+    return Stream(file, seq_len, -(-(len(file.tokens) - 1) // seq_len))
 
 
 def open_token_file(directory: pathlib.Path, pad_id: int) -> TokenFile:
-    """Maps the files that `prepare` wrote, if they are still what was written."""
+    """Opens what `write_token_files` wrote for one part, memory-mapped.
+
+    Raises:
+      UserError: the files cannot be read, or have changed since they were written.
+    """
     try:
         meta = json.loads((directory / "meta.json").read_text())
         path = directory / "tokens.bin"
         tokens = np.memmap(path, np.dtype(meta["dtype"]), "r")
-        items = np.load(directory / "items.npy", allow_pickle=False)
-        damaged = len(tokens) != meta["tokens"] or items.shape[1] != meta["items"]
+        items = Items.load(directory / "items.npy")
+        damaged = len(tokens) != meta["tokens"] or len(items.ends) != meta["items"]
         if not damaged and path.stat().st_size <= CHECKED_BYTES:
             damaged = cache.sha256(path) != meta["sha256"]
     except (OSError, ValueError, KeyError) as error:
@@ -170,19 +203,28 @@ def open_token_file(directory: pathlib.Path, pad_id: int) -> TokenFile:
             f"{path} is not what was prepared (its length or hash differs); delete "
             f"{directory} and prepare again."
         )
-    ends, prompts, sizes = items
-    return TokenFile(tokens, ends, prompts, sizes, pad_id, meta["xz_nats_per_byte"])
+    return TokenFile(tokens, *items, pad_id, meta["xz_nats_per_byte"])
 
 
-def _filled_up(width: int, pad_id: int, *, tokens, segments, positions, weights):
-    def row(values, dtype, fill=0):
+def _padded(
+    width: int,
+    pad_id: int,
+    *,
+    tokens: np.ndarray,
+    segments: np.ndarray,
+    positions: np.ndarray,
+    weights: np.ndarray,
+) -> Window:
+    """A window of some tokens, padded on the right."""
+
+    def padded(values: np.ndarray, dtype: type, fill: int = 0) -> np.ndarray:
         full = np.full(width, fill, dtype)
         full[: len(values)] = values
         return full
 
     return Window(
-        tokens=row(tokens, np.int32, pad_id),
-        segments=row(segments, np.int32),
-        positions=row(positions, np.int32),
-        weights=row(weights, np.float32),
+        tokens=padded(tokens, np.int32, pad_id),
+        segments=padded(segments, np.int32),
+        positions=padded(positions, np.int32),
+        weights=padded(weights, np.float32),
     )

@@ -1,4 +1,4 @@
-"""Generation from a trained model."""
+"""Text generation, and logits, with a trained model."""
 
 from jaxpar.generate.answer import answer, generator, logits
 

@@ -1,4 +1,4 @@
-"""Answering prompts with a run: text or token ids in, text and ids out."""
+"""Answers to prompts by a trained run: text or token ids in, text and ids out."""
 
 import sys
 from collections.abc import Sequence
@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
+from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.errors import UserError
-from jaxpar.generate.logits import logits_of
+from jaxpar.generate.logits import TokenRows, logits_of
 from jaxpar.generate.sampling import Generator, Sampling
 from jaxpar.partition.layout import Layout
 from jaxpar.run.directory import Step
@@ -27,9 +29,11 @@ def main(
     classes: tuple[type, ...] = (),
     stream: bool = False,
 ) -> dict[str, Any]:
-    """{"step", "tokens", "text"}; lists of them where there are several prompts.
+    """Continues prompts, or one prompt of token ids, with a run's model.
 
-    stream: writes a single answer to the terminal as it comes.
+    Returns {"step", "tokens", "text"}, where tokens and text are lists of answers if
+    there are several prompts. stream: write a single answer to the terminal while it
+    is generated. The other arguments are those of `open_run`.
     """
     how = how or Sampling()
     opened = open_run(run, step=step, layout=layout, devices=devices, classes=classes)
@@ -44,72 +48,94 @@ def main(
 
 
 def generator(opened: OpenRun, how: Sampling) -> Generator:
-    """The compiled sampler of an opened run; reusable for more prompts."""
+    """The compiled sampler of an opened run; it can be called many times."""
     return Generator(opened.recipe, opened.placed, opened.params, how=how)
 
 
 def answer(
     opened: OpenRun, prompts: Sequence[str], how: Sampling, *, stream: bool = False
 ) -> tuple[list[list[int]], list[str]]:
-    """Ids and text that continue each prompt, up to the end of text."""
-    tokens = opened.tokenizer
-    rows = [[tokens.bos_id, *map(int, tokens.encode(p.encode()))] for p in prompts]
+    """The token ids that continue each prompt, up to the end of text, and their text.
+
+    stream: write the answer to the terminal while it is generated, if there is only
+    one.
+    """
+    tokenizer = opened.tokenizer
+    rows = [
+        [tokenizer.bos_id, *map(int, tokenizer.encode(prompt.encode()))]
+        for prompt in prompts
+    ]
     sample = generator(opened, how)
-    if not sample.cached:
-        print("The model keeps no cache: the prefix is run again.", file=sys.stderr)
-    ways = sample.placed.layout.batch_divisor
-    if len(rows) % ways:
-        filled = -(-len(rows) // ways) * ways
+    if not sample.has_cache:
         print(
-            f"{len(rows)} prompts are filled up with copies to {filled}, which layout "
+            "The model has no key/value cache: each token recomputes the whole prefix.",
+            file=sys.stderr,
+        )
+    divisor = sample.placed.layout.batch_divisor
+    if len(rows) % divisor:
+        padded = -(-len(rows) // divisor) * divisor
+        print(
+            f"{len(rows)} prompts are padded with copies to {padded}, which layout "
             f"{opened.placed.layout.spelling} divides.",
             file=sys.stderr,
         )
-    show = _Streamed(tokens) if stream and len(rows) == 1 else None
-    answers = sample(rows, stop_id=tokens.eos_id, on_tokens=show)
-    if show:
-        show.end()
-    return answers, [tokens.decode(ids) for ids in answers]
+    printer = _Printer(tokenizer) if stream and len(rows) == 1 else None
+    answers = sample(rows, stop_id=tokenizer.eos_id, on_tokens=printer)
+    if printer:
+        printer.end()
+    return answers, [tokenizer.decode(ids) for ids in answers]
 
 
 def logits(
-    run: str | Path, tokens, layout: Layout | str | None = None, **opening: Any
-) -> np.ndarray:
-    """Logits [B, T, V] of ids [B, T] under a run, as NumPy."""
+    run: str | Path,
+    tokens: TokenRows,
+    layout: Layout | str | None = None,
+    **opening: Any,
+) -> Float[np.ndarray, "B T V"]:
+    """Logits of a run's model for rows of token ids [B, T].
+
+    opening: further arguments of `open_run`.
+
+    Raises:
+      UserError: the tokens are no such rows, or too long for the model.
+    """
     opened = open_run(run, layout=layout, **opening)
-    shape = np.shape(tokens)
+    shape = np.asarray(tokens).shape
     limit = opened.recipe.model.max_positions
     if len(shape) != 2 or shape[1] > limit:
         raise UserError(
-            f"Token ids of shape {shape}; rows of at most {limit} tokens are wanted."
+            f"Token ids of shape {shape}; they must be rows of at most {limit} tokens."
         )
     return logits_of(opened.recipe, opened.placed, opened.params, tokens)
 
 
-class _Streamed:
-    """Prints the text of one answer as its tokens come, whole characters only."""
+class _Printer:
+    """Writes one answer to the terminal, token by token, in whole characters."""
 
-    def __init__(self, tokens):
-        self._tokens, self._ids, self._shown = tokens, [], 0
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._n_written = 0
 
-    def __call__(self, ids: np.ndarray) -> None:
-        if ids[0] == self._tokens.eos_id:
+    def __call__(self, ids: Int[np.ndarray, "1"]) -> None:
+        if ids[0] == self._tokenizer.eos_id:
             return
         self._ids.append(int(ids[0]))
-        text = self._tokens.decode(self._ids)
-        # A last replacement character may be the beginning of a longer one.
-        ready = text[:-1] if text.endswith("�") else text
-        sys.stdout.write(ready[self._shown :])
+        text = self._tokenizer.decode(self._ids)
+        # A final replacement character may be the first bytes of a longer character.
+        complete = text[:-1] if text.endswith("�") else text
+        sys.stdout.write(complete[self._n_written :])
         sys.stdout.flush()
-        self._shown = max(self._shown, len(ready))
+        self._n_written = max(self._n_written, len(complete))
 
     def end(self) -> None:
+        """Ends the line."""
         sys.stdout.write("\n")
         sys.stdout.flush()
 
 
 def _decoded(opened: OpenRun, answers: list[list[int]]) -> list[str]:
-    """Text where the run has a tokenizer; none is needed for ids."""
+    """The answers as text; empty where the run has no tokenizer."""
     if not opened.run_dir.tokenizer_dir.is_dir():
         return [""] * len(answers)
     return [opened.tokenizer.decode(ids) for ids in answers]

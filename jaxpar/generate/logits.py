@@ -1,20 +1,34 @@
-"""Logits of tokens under a model, as NumPy."""
+"""Logits of given tokens under a model, as NumPy."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from jaxpar.nn.places import Places, one_document_per_row
 from jaxpar.partition.layout import Placed
 from jaxpar.partition.sharding import use_layout
 from jaxpar.train.state import Recipe
 
+TokenIds = Sequence[int] | np.ndarray | jax.Array
+"""The token ids of one text, [T]."""
+TokenRows = Sequence[TokenIds] | np.ndarray | jax.Array
+"""The token ids of several texts."""
 
-def logits_of(recipe: Recipe, placed: Placed, params, tokens) -> np.ndarray:
-    """Logits [B, T, V] of rows of ids [B, T], each one document from its start."""
+
+def logits_of(
+    recipe: Recipe, placed: Placed, params: Any, tokens: TokenRows
+) -> Float[np.ndarray, "B T V"]:
+    """Logits for rows of token ids [B, T], each of which is one document.
+
+    V is the vocabulary without padding. The batch must be divisible by the layout.
+    """
     anatomy, placed = recipe.anatomy, placed.for_generation()
 
-    def run(params, tokens, where: Places):
+    def forward(params: Any, tokens: Int[Array, "B T"], where: Places) -> jax.Array:
         with use_layout(placed, recipe.precision):
             model = recipe.merge(anatomy, params)
             x, _ = model(tokens, where)
@@ -22,6 +36,7 @@ def logits_of(recipe: Recipe, placed: Placed, params, tokens) -> np.ndarray:
 
     tokens = np.asarray(tokens, np.int32)
     where = one_document_per_row(jnp.asarray(tokens))
-    put = placed.sharding(("batch", "seq"))
-    logits = jax.jit(run)(params, *jax.device_put((tokens, where), put))
+    sharding = placed.sharding(("batch", "seq"))
+    tokens, where = jax.device_put((tokens, where), sharding)
+    logits = jax.jit(forward)(params, tokens, where)
     return np.asarray(jax.device_get(logits))[..., : recipe.model.vocab_size]

@@ -1,13 +1,16 @@
-"""Sampling with a sharded key/value cache: prefill once, then token by token."""
+"""Sampling with a sharded key/value cache: a prefill, then a decode per token."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from jaxpar.errors import UserError
+from jaxpar.generate.logits import TokenRows
 from jaxpar.nn.places import NO_DOCUMENT, Places
 from jaxpar.partition.layout import Placed
 from jaxpar.partition.sharding import use_layout
@@ -16,13 +19,18 @@ from jaxpar.train.state import Recipe
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a next token is drawn; temperature 0 takes the likeliest."""
+    """How many tokens are generated, and how each is drawn from its distribution."""
 
     max_new_tokens: int = 128
+    """Tokens generated for each prompt, at most."""
     temperature: float = 0.8
+    """Divides the logits; 0 takes the most likely token."""
     top_k: int = 0
+    """Draws from this many most likely tokens only; 0 means from all."""
     top_p: float = 1.0
+    """Draws from the fewest most likely tokens whose probability reaches this."""
     seed: int = 0
+    """Where the randomness of the draws starts."""
 
     def __post_init__(self):
         if self.max_new_tokens < 1:
@@ -36,10 +44,12 @@ class Sampling:
             )
 
 
-def choose(logits: jax.Array, key: jax.Array, how: Sampling) -> jax.Array:
-    """One token id [B] from logits [B, V]; row keys [B].
+def choose(
+    logits: Float[Array, "B V"], key: jax.Array, how: Sampling
+) -> Int[Array, "B"]:
+    """One token id for each row, drawn with the row's own key [B].
 
-    top_p keeps the likeliest tokens whose mass reaches p (Holtzman et al., 2020).
+    top_p is nucleus sampling (Holtzman et al., 2020).
     """
     if how.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -49,11 +59,13 @@ def choose(logits: jax.Array, key: jax.Array, how: Sampling) -> jax.Array:
         least = jax.lax.top_k(logits, k)[0][:, -1:]
         logits = jnp.where(logits < least, -jnp.inf, logits)
     if how.top_p < 1:
-        ordered = jnp.sort(logits, axis=-1, descending=True)
-        share = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(share, axis=-1) - share
+        descending = jnp.sort(logits, axis=-1, descending=True)
+        probability = jax.nn.softmax(descending, axis=-1)
+        mass_before = jnp.cumsum(probability, axis=-1) - probability
         least = jnp.min(
-            jnp.where(before < how.top_p, ordered, jnp.inf), axis=-1, keepdims=True
+            jnp.where(mass_before < how.top_p, descending, jnp.inf),
+            axis=-1,
+            keepdims=True,
         )
         logits = jnp.where(logits < least, -jnp.inf, logits)
     return jax.vmap(jax.random.categorical)(key, logits).astype(jnp.int32)
@@ -62,85 +74,88 @@ def choose(logits: jax.Array, key: jax.Array, how: Sampling) -> jax.Array:
 class Generator:
     """The compiled prefill and decode of one model on one layout.
 
-    A function per shape is compiled once; a prompt of another length within the same
-    multiple of `bucket` uses it again.
+    They compile once for each batch size and length of the cache. Lengths are rounded
+    up to multiples of `bucket`, so that prompts of similar lengths share a program.
     """
 
     bucket = 16
 
-    def __init__(self, recipe: Recipe, placed: Placed, params, *, how: Sampling):
+    def __init__(self, recipe: Recipe, placed: Placed, params: Any, *, how: Sampling):
         placed = placed.for_generation()
         self.placed, self.params, self.how = placed, params, how
         self.limit = recipe.model.max_positions
         anatomy = recipe.anatomy
 
-        def framed(f):
+        def with_model(f: Callable) -> Callable:
             def run(params, *args):
                 with use_layout(placed, recipe.precision):
                     return f(recipe.merge(anatomy, params), *args)
 
             return run
 
-        def prefill(model, tokens, where, cache_length, keys):
+        def prefill(model: Any, tokens, where: Places, cache_length, keys):
             cache = model.cache(tokens.shape[0], cache_length)
             x, aux = model(tokens, where, cache=cache)
             logits = model.unembed(x[:, -1:])[:, 0]
-            return aux.cache, choose(logits, _at(keys, 0), how)
+            return aux.cache, choose(logits, _keys_of_token(keys, 0), how)
 
-        def decode(model, cache, token, positions, keys, i):
+        def decode(model: Any, cache, token, positions, keys, i):
             where = Places(positions[:, None], jnp.zeros_like(positions[:, None]))
             x, aux = model(token[:, None], where, cache=cache)
             logits = model.unembed(x)[:, 0]
-            return aux.cache, choose(logits, _at(keys, i), how)
+            return aux.cache, choose(logits, _keys_of_token(keys, i), how)
 
-        def rerun(model, tokens, where, last, keys, i):
+        def recompute(model: Any, tokens, where: Places, last, keys, i):
             x, _ = model(tokens, where)
-            at = jnp.take_along_axis(x, last[:, None, None], axis=1)
-            return choose(model.unembed(at)[:, 0], _at(keys, i), how)
+            x = jnp.take_along_axis(x, last[:, None, None], axis=1)
+            return choose(model.unembed(x)[:, 0], _keys_of_token(keys, i), how)
 
-        self._prefill = jax.jit(framed(prefill), static_argnums=3)
-        self._decode = jax.jit(framed(decode), donate_argnums=1)
-        self._rerun = jax.jit(framed(rerun))
+        self._prefill = jax.jit(with_model(prefill), static_argnums=3)
+        self._decode = jax.jit(with_model(decode), donate_argnums=1)
+        self._recompute = jax.jit(with_model(recompute))
         with use_layout(placed, recipe.precision):
-            self.cached = (
-                jax.eval_shape(
-                    lambda p: recipe.merge(anatomy, p).cache(1, 1), anatomy.shapes
-                )
-                is not None
+            cache = jax.eval_shape(
+                lambda params: recipe.merge(anatomy, params).cache(1, 1),
+                anatomy.shapes,
             )
+        self.has_cache = cache is not None
 
     def __call__(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: TokenRows,
         *,
         stop_id: int | None = None,
         on_tokens: Callable[[np.ndarray], None] | None = None,
     ) -> list[list[int]]:
-        """New tokens for each prompt of ids, up to and without `stop_id`.
+        """New token ids for each prompt of ids, up to `stop_id`, which is left out.
 
-        The batch is filled up with copies of the last prompt where the layout does
-        not divide it. on_tokens gets the ids [prompts] of each step as they come.
+        The batch is padded with copies of the last prompt where the layout does not
+        divide it. on_tokens: called with the ids [number of prompts] of each step.
+
+        Raises:
+          UserError: a prompt is empty, or too long for the model's positions.
         """
-        wanted = len(prompts)
-        prompts = self._checked(prompts)
-        keys = _row_keys(self.how.seed, len(prompts))
-        steps = self._with_cache if self.cached else self._without_cache
-        answers: list[list[int]] = [[] for _ in range(wanted)]
-        open_rows = set(range(wanted))
-        for token in steps(prompts, keys):
-            ids = np.asarray(jax.device_get(token))[:wanted]
+        n_prompts = len(prompts)
+        rows = self._padded(prompts)
+        keys = _row_keys(self.how.seed, len(rows))
+        steps = self._with_cache if self.has_cache else self._without_cache
+        answers: list[list[int]] = [[] for _ in range(n_prompts)]
+        unfinished = set(range(n_prompts))
+        for token in steps(rows, keys):
+            ids = np.asarray(jax.device_get(token))[:n_prompts]
             if on_tokens is not None:
                 on_tokens(ids)
-            for row in sorted(open_rows):
+            for row in sorted(unfinished):
                 if ids[row] == stop_id:
-                    open_rows.discard(row)
+                    unfinished.discard(row)
                 else:
                     answers[row].append(int(ids[row]))
-            if not open_rows:
+            if not unfinished:
                 break
         return answers
 
-    def _checked(self, prompts) -> list[list[int]]:
+    def _padded(self, prompts: TokenRows) -> list[list[int]]:
+        """The prompts, checked, with copies of the last one up to a legal batch."""
         rows = [list(map(int, prompt)) for prompt in prompts]
         if not rows or not all(rows):
             raise UserError("Every prompt needs at least one token.")
@@ -153,43 +168,50 @@ class Generator:
         missing = -len(rows) % self.placed.layout.batch_divisor
         return rows + [rows[-1]] * missing
 
-    def _with_cache(self, prompts, keys):
-        """Yields token ids [B], prefilling prompts aligned at their ends."""
+    def _with_cache(
+        self, prompts: Sequence[list[int]], keys: jax.Array
+    ) -> Iterator[Int[Array, "B"]]:
+        """Yields the ids of each step; the prefill aligns the prompts at their ends."""
         length = -(-max(map(len, prompts)) // self.bucket) * self.bucket
         total = length + -(-self.how.max_new_tokens // self.bucket) * self.bucket
-        tokens, positions, segments = _aligned(prompts, length)
+        tokens, positions, segments = _right_aligned(prompts, length)
         where = Places(self._put(positions), self._put(segments))
         cache, token = self._prefill(self.params, self._put(tokens), where, total, keys)
         yield token
-        at = np.array([len(prompt) for prompt in prompts], np.int32)
+        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         for i in range(1, self.how.max_new_tokens):
             cache, token = self._decode(
-                self.params, cache, token, at + (i - 1), keys, np.int32(i)
+                self.params, cache, token, lengths + (i - 1), keys, np.int32(i)
             )
             yield token
 
-    def _without_cache(self, prompts, keys):
-        """Yields token ids [B], running the whole prefix again for every one."""
+    def _without_cache(
+        self, prompts: Sequence[list[int]], keys: jax.Array
+    ) -> Iterator[Int[Array, "B"]]:
+        """Yields the ids of each step; recomputes the whole prefix for every one."""
         total = max(map(len, prompts)) + self.how.max_new_tokens
         tokens = np.zeros((len(prompts), total), np.int32)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = prompt
-        at = np.array([len(prompt) for prompt in prompts], np.int32)
-        places = np.broadcast_to(np.arange(total, dtype=np.int32), tokens.shape)
-        where = Places(self._put(places), self._put(np.zeros_like(tokens)))
+        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+        positions = np.broadcast_to(np.arange(total, dtype=np.int32), tokens.shape)
+        where = Places(self._put(positions), self._put(np.zeros_like(tokens)))
         for i in range(self.how.max_new_tokens):
-            token = self._rerun(
-                self.params, self._put(tokens), where, at + (i - 1), keys, np.int32(i)
+            last = lengths + (i - 1)
+            token = self._recompute(
+                self.params, self._put(tokens), where, last, keys, np.int32(i)
             )
             yield token
-            tokens[np.arange(len(prompts)), at + i] = np.asarray(token)
+            tokens[np.arange(len(prompts)), lengths + i] = np.asarray(token)
 
     def _put(self, x: np.ndarray) -> jax.Array:
         return jax.device_put(x, self.placed.sharding(("batch", "seq")))
 
 
-def _aligned(prompts, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, positions and segments [B, length], each prompt at the right end."""
+def _right_aligned(
+    prompts: Sequence[list[int]], length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, positions and segments, [B, length]; each prompt ends its row."""
     shape = (len(prompts), length)
     tokens, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     segments = np.full(shape, NO_DOCUMENT, np.int32)
@@ -202,9 +224,11 @@ def _aligned(prompts, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _row_keys(seed: int, rows: int) -> jax.Array:
+    """A key for each row, [rows]."""
     key = jax.random.key(seed)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
 
 
-def _at(keys: jax.Array, i) -> jax.Array:
+def _keys_of_token(keys: jax.Array, i: int | np.int32 | jax.Array) -> jax.Array:
+    """The rows' keys for the i-th new token."""
     return jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)

@@ -1,1 +1,1 @@
-"""Measures of a run: operations, rates, and where they are written."""
+"""Measures of a run: FLOPs, rates, and the sinks that metrics are written to."""

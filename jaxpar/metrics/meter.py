@@ -1,12 +1,13 @@
-"""Rates of a training step: tokens per second, share of the hardware's peak."""
+"""Rates of a training step: tokens per second, and model FLOPs utilisation (MFU)."""
 
 import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
 from jaxpar import hardware
+from jaxpar.metrics.sinks import Row
 
-# The gradient of a product is two more products of the same size.
+# Each matrix product has two of the same size in the backward pass.
 STEP_PER_FORWARD = 3
 
 
@@ -14,15 +15,17 @@ STEP_PER_FORWARD = 3
 class Meter:
     """Adds `tokens_per_second` and `mfu` to a step's row.
 
-    step_flops: model FLOPs of one whole step, over all devices (recomputed ones do not
-    count). peak_flops: of all devices together; None where one of them is unknown.
+    mfu is the model FLOPs per second as a fraction of the hardware's peak, None where
+    the peak is unknown.
     """
 
     step_flops: float
+    """Model FLOPs of a step on all devices, without rematerialisation."""
     peak_flops: float | None
+    """FLOPs per second of all devices together; None where one's is unknown."""
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with its rates; reads `tokens` and `seconds`."""
+    def __call__(self, row: Row) -> Row:
+        """The row with its rates, from its `tokens` and `seconds`."""
         seconds = row["seconds"]
         rates = {"tokens_per_second": row["tokens"] / seconds, "mfu": None}
         if self.peak_flops is not None:
@@ -31,7 +34,10 @@ class Meter:
 
 
 def meter_on(devices: Iterable[Any], *, forward_flops: float) -> Meter:
-    """The meter of a step on these devices; forward_flops as of `model_flops`."""
+    """The meter of a training step on these devices.
+
+    forward_flops: model FLOPs of its forward pass, as `model_flops` counts them.
+    """
     peaks = [hardware.peak_flops(device.device_kind) for device in devices]
     known = [peak for peak in peaks if peak is not None]
     peak = sum(known) if len(known) == len(peaks) else None

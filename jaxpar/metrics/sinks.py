@@ -1,4 +1,4 @@
-"""Where the rows of a run are written: a file, TensorBoard, the terminal."""
+"""Metric sinks: where a run's rows go (JSONL file, TensorBoard, terminal)."""
 
 import json
 import math
@@ -11,60 +11,66 @@ from typing import Any, TextIO
 from jaxpar.errors import UserError
 
 Row = dict[str, Any]
+"""Metrics of a step, or scores of an evaluation (which has a "split"), by name."""
 
 
 class JsonlSink:
-    """Appends rows to a file, one JSON object a line; what JSON lacks becomes null.
+    """Appends rows to a file, one JSON object per line; NaN and infinity become null.
 
-    A line is on its way to the disk when `write` returns. A last line that a killed
-    run left half written is cut off: its step is done again.
+    The operating system has a line when `write` returns. An incomplete last line, of a
+    run that was killed, is removed: the resumed run repeats its step.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _mend(self.path)
+        _repair_last_line(self.path)
         self._file = self.path.open("ab", buffering=0)
 
     def write(self, row: Row) -> None:
-        line = json.dumps(_plain(row), allow_nan=False) + "\n"
+        """Appends a row."""
+        line = json.dumps(_as_json(row), allow_nan=False) + "\n"
         self._file.write(line.encode())
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
 
 class TensorBoardSink:
-    """Writes the numbers of rows as scalars, each under `train/` or its split's name.
+    """Writes the numbers of rows as scalars, named `train/...` or after their split.
 
-    Steps that an earlier run in the directory wrote, from the first one written here
-    on, are hidden: after a resume the later value of a step counts.
+    After a resume, what an earlier run in the directory wrote for the same steps is
+    hidden, from the first step written here on.
     """
 
-    def __init__(self, directory: str | os.PathLike):
-        self._directory, self._writer = Path(directory), None
+    def __init__(self, directory: str | os.PathLike[str]):
+        self._directory = Path(directory)
+        self._writer: Any = None
 
     def write(self, row: Row) -> None:
-        step, room = row["step"], row.get("split", "train")
+        """Writes a row's numbers at its step."""
+        step, group = row["step"], row.get("split", "train")
         if self._writer is None:
             from tensorboardX import SummaryWriter
 
             self._writer = SummaryWriter(str(self._directory), purge_step=step)
         for name, value in row.items():
             if name != "step" and isinstance(value, numbers.Real):
-                self._writer.add_scalar(f"{room}/{name}", float(value), step)
+                self._writer.add_scalar(f"{group}/{name}", float(value), step)
         self._writer.flush()
 
     def close(self) -> None:
+        """Closes the file, if there is one."""
         if self._writer is not None:
             self._writer.close()
 
 
 class Progress:
-    """A bar with loss, tokens per second and time left; "compiling" until a first row.
+    """A progress bar with loss, tokens per second and time left.
 
-    In a log file, where a bar would only be noise: a plain line every `every` steps,
-    for each evaluation, and at the end.
+    It says "compiling" until the first row. Where neither a terminal nor a notebook
+    shows a bar: a plain line every `every` steps, per evaluation, and at the end.
     """
 
     def __init__(
@@ -77,7 +83,8 @@ class Progress:
     ):
         self._num_steps, self._every = num_steps, every
         self._file = file or sys.stderr
-        self._bar, self._heldout = None, ""
+        self._bar: Any = None
+        self._heldout = ""
         bar = _bar_class(self._file)
         if bar is None:
             self.say("compiling")
@@ -89,9 +96,10 @@ class Progress:
         )  # fmt: skip
 
     def write(self, row: Row) -> None:
+        """Shows a row."""
         step = row["step"]
         if "split" in row:
-            self._heldout = f"{row['split']} {_short(row.get('nats_per_token'))}"
+            self._heldout = f"{row['split']} {_decimals(row.get('nats_per_token'))}"
             if self._bar is None:
                 self.say(f"step {step:,}: {self._heldout} nats/token")
             return
@@ -105,25 +113,26 @@ class Progress:
             self.say(f"step {step:,}/{self._num_steps:,}: {text}")
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Prints a line, above the bar if there is one."""
         if self._bar is not None:
             self._bar.write(text, file=self._file)
         else:
             print(text, file=self._file, flush=True)
 
     def close(self) -> None:
+        """Closes the bar, if there is one."""
         if self._bar is not None:
             self._bar.close()
 
 
 def summary(row: Row, num_steps: int) -> str:
-    """A step in words: loss, tokens per second, time left.
+    """A step's loss, tokens per second and time left, as text.
 
     >>> row = {"step": 4, "loss": 2.5, "tokens": 4096, "seconds": 2.0}
     >>> summary(row, 50)
     'loss 2.500, 2.0k tok/s, 1:32 left'
     """
-    parts = [f"loss {_short(row.get('loss'))}"]
+    parts = [f"loss {_decimals(row.get('loss'))}"]
     seconds = row.get("seconds")
     if seconds:
         parts.append(f"{_thousands(row['tokens'] / seconds)} tok/s")
@@ -131,7 +140,7 @@ def summary(row: Row, num_steps: int) -> str:
     return ", ".join(parts)
 
 
-def _short(value: float | None) -> str:
+def _decimals(value: float | None) -> str:
     return "?" if value is None else f"{value:.3f}"
 
 
@@ -149,7 +158,7 @@ def _clock(seconds: float) -> str:
 
 
 def _bar_class(file: TextIO) -> type | None:
-    """tqdm's bar for a terminal or a notebook; None where neither shows it."""
+    """tqdm's bar for a terminal or a notebook; None where there is neither."""
     from tqdm.auto import tqdm
     from tqdm.notebook import tqdm_notebook
 
@@ -157,12 +166,16 @@ def _bar_class(file: TextIO) -> type | None:
     return tqdm if in_notebook or file.isatty() else None
 
 
-def _plain(value: Any) -> Any:
-    """The value as JSON has it: NumPy's numbers as Python's, NaN and infinity null."""
+def _as_json(value: Any) -> Any:
+    """A value that JSON can hold: NumPy's numbers as Python's, NaN and infinity None.
+
+    Raises:
+      UserError: it is neither text nor number, nor a container of these.
+    """
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _as_json(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_as_json(item) for item in value]
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, numbers.Integral):
@@ -175,18 +188,18 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _mend(path: Path) -> None:
-    """Cuts off, or ends, a last line that has no end."""
+def _repair_last_line(path: Path) -> None:
+    """Removes a last line that is incomplete; ends one that lacks its newline only."""
     if not path.exists():
         return
     with path.open("rb+") as file:
         content = file.read()
-        cut = content.rfind(b"\n") + 1
-        if cut == len(content):
+        start = content.rfind(b"\n") + 1
+        if start == len(content):
             return
         try:
-            json.loads(content[cut:])
+            json.loads(content[start:])
         except ValueError:
-            file.truncate(cut)
+            file.truncate(start)
         else:
             file.write(b"\n")

@@ -1,7 +1,7 @@
 """What a model is: a configuration that builds it, and what its parts return."""
 
 import abc
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from flax import nnx
@@ -29,6 +29,7 @@ class Aux(NamedTuple):
     cache: Any = None
 
 
+@runtime_checkable
 class Model(Protocol):
     """What a configuration builds; model code names axes and knows no mesh."""
 

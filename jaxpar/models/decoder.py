@@ -1,11 +1,12 @@
-"""The decoder: GPT-2's form, Llama's form, and what lies between."""
+"""The decoder-only transformer, in GPT-2's form, Llama's form and between."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from jaxpar.errors import UserError
 from jaxpar.models.base import Aux, ModelConfig
@@ -25,37 +26,46 @@ from jaxpar.partition.sharding import constrain, current_precision
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig(ModelConfig):
-    """A decoder; learned positions where `learned_positions`, else rotary ones.
-
-    windows: attention windows of the repeating pattern of blocks (0: everything).
-    remat: none, full, dots, or save:NOTE+NOTE.
-    """
+    """A decoder-only transformer with pre-norm residual blocks."""
 
     vocab_size: int
+    """Token ids that the model knows."""
     n_layers: int
+    """Blocks, each of attention and an MLP."""
     d_embed: int
+    """Width of the embedding and of the residual stream."""
     attention: AttentionConfig
+    """Attention of every block; its `window` is replaced by those in `windows`."""
     mlp: MLPConfig
+    """Feed-forward part of every block."""
     norm: NormConfig = RMSNorm()
+    """Normalisation before attention, before the MLP, and after the last block."""
     max_positions: int = 2048
+    """Longest row that it takes, in tokens."""
     learned_positions: bool = False
+    """Whether positions have a learned embedding; rotary ones are set in attention."""
     tied: bool = True
+    """Whether the unembedding is the transposed embedding."""
     dropout: float = 0.0
+    """Probability of zeroing an element of embedding and residual updates; 0 is off."""
     windows: tuple[int, ...] = (0,)
+    """Attention windows, in tokens, that the blocks take in turn; 0: whole document."""
     remat: str = "none"
+    """Rematerialisation: none, full, dots (saves products), save:NOTE+NOTE (these)."""
     vocab_multiple: int = 128
+    """The embedding tables are padded to a multiple of this number of ids."""
 
     def __post_init__(self):
         policy(self.remat)
         if self.n_layers % len(self.windows):
             raise UserError(
-                f"n_layers={self.n_layers} is no multiple of the pattern of "
+                f"n_layers={self.n_layers} is not a multiple of the pattern of "
                 f"{len(self.windows)} windows."
             )
 
     @property
     def padded_vocab(self) -> int:
-        """The vocabulary filled up to a multiple; the padding is never predicted."""
+        """The vocabulary padded to a multiple; the padding is never predicted."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
@@ -63,9 +73,13 @@ class DecoderConfig(ModelConfig):
 
 
 class Cache(NamedTuple):
-    """Keys and values of all layers [L, B, S, K, H], their places, how many."""
+    """The KV cache of all layers.
 
-    layers: Any
+    layers: a LayerCache of [L, B, S, K, H]; with a pattern of several windows a tuple
+    with one for each block of the pattern.
+    """
+
+    layers: LayerCache | tuple[LayerCache, ...]
     shared: CacheIndex
 
 
@@ -74,45 +88,60 @@ class Block(nnx.Module):
 
     def __init__(self, config: DecoderConfig, window: int, rngs: nnx.Rngs):
         D = config.d_embed
-        # GPT-2's scaling of what is added to the residual stream, 1 / sqrt(2 L).
+        # GPT-2's scale of what each of 2 L updates adds to the residual stream.
         gain = (2 * config.n_layers) ** -0.5
         attention = dataclasses.replace(config.attention, window=window)
-        self.rate = config.dropout
+        self.dropout_rate = config.dropout
         self.attn_norm = config.norm.build(embed=D, rngs=rngs)
         self.attn = Attention(attention, D, gain, rngs)
         self.mlp_norm = config.norm.build(embed=D, rngs=rngs)
         self.mlp = MLP(config.mlp, D, gain, rngs)
 
-    def __call__(self, x, where: Places, keys, cache, shared):
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        where: Places,
+        keys: jax.Array | None,
+        cache: LayerCache | None,
+        index: CacheIndex | None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         with jax.named_scope("attn"):
-            mixed, cache = self.attn(self.attn_norm(x), where, cache, shared)
-        x = x + dropout(mixed, keys, "attn", self.rate)
+            attended, cache = self.attn(self.attn_norm(x), where, cache, index)
+        x = x + dropout(attended, keys, "attn", self.dropout_rate)
         with jax.named_scope("mlp"):
             y = self.mlp(self.mlp_norm(x))
-        x = x + dropout(y, keys, "mlp", self.rate)
+        x = x + dropout(y, keys, "mlp", self.dropout_rate)
         return note("block/out", constrain(x, "batch", "seq", "embed")), cache
 
 
 class Pattern(nnx.Module):
-    """One repetition of the pattern: blocks that differ in their window."""
+    """One repetition of the pattern of windows: blocks that differ in their window."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         for i, window in enumerate(config.windows):
             setattr(self, f"block_{i}", Block(config, window, rngs))
         self.n_blocks = len(config.windows)
 
-    def __call__(self, x, where: Places, keys, cache, shared):
-        new = []
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        where: Places,
+        keys: jax.Array | None,
+        cache: tuple[LayerCache, ...] | None,
+        index: CacheIndex | None,
+    ) -> tuple[Float[Array, "B T D"], tuple[LayerCache, ...] | None]:
+        new_caches = []
         for i in range(self.n_blocks):
-            own = None if cache is None else cache[i]
             block = getattr(self, f"block_{i}")
-            x, own = block(x, where, for_layer(keys, jnp.int32(i)), own, shared)
-            new.append(own)
-        return x, None if cache is None else tuple(new)
+            block_cache = None if cache is None else cache[i]
+            block_keys = for_layer(keys, jnp.int32(i))
+            x, block_cache = block(x, where, block_keys, block_cache, index)
+            new_caches.append(block_cache)
+        return x, None if cache is None else tuple(new_caches)
 
 
 class Decoder(nnx.Module):
-    """Embedding, a scanned stack of blocks, a last norm, logits."""
+    """Embedding, a scanned stack of blocks, a last norm, and the unembedding."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         V, D, P = config.padded_vocab, config.d_embed, config.max_positions
@@ -134,64 +163,62 @@ class Decoder(nnx.Module):
         self.norm = config.norm.build(embed=D, rngs=rngs)
 
     def __call__(
-        self, tokens: jax.Array, where: Places, keys=None, cache: Cache | None = None
-    ) -> tuple[jax.Array, Aux]:
-        """Activations [B, T, D] of tokens [B, T]; keys [B] switch dropout on."""
-        shared = None
+        self,
+        tokens: Int[Array, "B T"],
+        where: Places,
+        keys: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        """Activations after the last norm; keys [B] switch dropout on."""
+        index = None
         if cache is not None:
-            shared = _remember(cache.shared, where)
+            index = _with_places(cache.shared, where)
         with jax.named_scope("embed"):
             x = self._embed(tokens, where, keys)
 
-        def run(block, x, layer, own, where, keys, shared):
-            return block(x, where, for_layer(keys, layer), own, shared)
+        def run(block, x, layer, layer_cache, where, keys, index):
+            return block(x, where, for_layer(keys, layer), layer_cache, index)
 
-        own = None if cache is None else cache.layers
-        x, new = scan(
-            run, self.layers, x, where, keys, shared,
-            carried=own, remat=self.config.remat,
+        x, layer_caches = scan(
+            run, self.layers, x, where, keys, index,
+            carried=None if cache is None else cache.layers, remat=self.config.remat,
         )  # fmt: skip
         x = note("norm/out", self.norm(x))
-        if cache is None or shared is None:
+        if cache is None or index is None:
             return x, Aux()
-        filled = shared._replace(filled=shared.filled + tokens.shape[1])
-        return x, Aux(cache=Cache(new, filled))
+        index = index._replace(filled=index.filled + tokens.shape[1])
+        return x, Aux(cache=Cache(layer_caches, index))
 
-    def _embed(self, tokens, where: Places, keys) -> jax.Array:
+    def _embed(
+        self, tokens: jax.Array, where: Places, keys: jax.Array | None
+    ) -> jax.Array:
         x = lookup(self.embedding, tokens)
         if self.config.learned_positions:
             x = x + lookup(self.positions, where.positions)
         x = constrain(x, "batch", "seq", "embed")
         return note("embed/out", dropout(x, keys, "embed", self.config.dropout))
 
-    def unembed(self, x: jax.Array) -> jax.Array:
-        """Logits [B, T, V], not narrower than single precision; padding is -inf."""
+    def unembed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Logits in no less than float32; those of padding ids are -inf."""
         w = self.embedding[...].T if self.config.tied else self.unembedding[...]
         (logits,) = project(x, ("batch", "seq"), [w], [("embed", "vocab")])
         logits = constrain(wide(logits), "batch", "seq", "vocab")
-        real = jnp.arange(logits.shape[-1]) < self.config.vocab_size
-        return jnp.where(real[None, None], logits, -jnp.inf)
+        is_token = jnp.arange(logits.shape[-1]) < self.config.vocab_size
+        return jnp.where(is_token[None, None], logits, -jnp.inf)
 
     def cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `length` tokens of `batch` rows."""
         config = self.config
         K, H = config.attention.n_kv_heads, config.attention.head_dim
         n = config.n_layers // len(config.windows)
-        kind = jnp.dtype(current_precision().compute)
+        dtype = jnp.dtype(current_precision().compute)
 
-        def empty():
-            # Two arrays: one buffer cannot be donated twice.
-            return LayerCache(
-                *(
-                    constrain(
-                        jnp.zeros((n, batch, length, K, H), kind),
-                        "layers", "batch", "seq", "kv_heads", "head_dim",
-                    )
-                    for _ in range(2)
-                )
-            )  # fmt: skip
+        def zeros():
+            x = jnp.zeros((n, batch, length, K, H), dtype)
+            return constrain(x, "layers", "batch", "seq", "kv_heads", "head_dim")
 
-        blocks = tuple(empty() for _ in config.windows)
+        # An array for each of k and v: one buffer cannot be donated twice.
+        blocks = tuple(LayerCache(zeros(), zeros()) for _ in config.windows)
         where = Places(
             jnp.zeros((batch, length), jnp.int32),
             jnp.full((batch, length), NO_DOCUMENT, jnp.int32),
@@ -202,12 +229,12 @@ class Decoder(nnx.Module):
         )
 
 
-def _remember(shared: CacheIndex, where: Places) -> CacheIndex:
-    """The places of a cache with those of the new tokens written behind."""
+def _with_places(index: CacheIndex, where: Places) -> CacheIndex:
+    """The index of a cache with the places of new tokens after the filled slots."""
 
     def write(old, new):
         return jax.lax.dynamic_update_slice_in_dim(
-            old, new.astype(old.dtype), shared.filled, axis=1
+            old, new.astype(old.dtype), index.filled, axis=1
         )
 
-    return CacheIndex(Places(*map(write, shared.where, where)), shared.filled)
+    return CacheIndex(Places(*map(write, index.where, where)), index.filled)

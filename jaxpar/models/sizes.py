@@ -1,11 +1,11 @@
-"""Named sizes of published decoders."""
+"""Published model sizes, and functions for GPT-2's and Llama's form at any size."""
 
 from jaxpar.models.decoder import DecoderConfig
 from jaxpar.nn.attention import AttentionConfig
 from jaxpar.nn.mlp import MLPConfig
 from jaxpar.nn.norm import LayerNorm, NoNorm, NormConfig, RMSNorm
 
-PLAIN = NoNorm()
+NO_NORM = NoNorm()
 
 
 def gpt(
@@ -40,7 +40,7 @@ def llama(
     n_kv_heads: int,
     d_mlp: int,
     max_positions: int,
-    qk_norm: NormConfig = PLAIN,
+    qk_norm: NormConfig = NO_NORM,
     tied: bool = False,
     dropout: float = 0.0,
     remat: str = "none",

@@ -1,10 +1,11 @@
-"""Causal grouped-query attention that stays inside a document."""
+"""Causal grouped-query attention within documents, with an optional KV cache."""
 
 import dataclasses
 from typing import NamedTuple
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from jaxpar.errors import UserError
 from jaxpar.nn.context_parallel import over_seq
@@ -20,23 +21,27 @@ from jaxpar.partition.sharding import constrain
 
 @dataclasses.dataclass(frozen=True)
 class AttentionConfig:
-    """Heads and what is done to queries and keys.
-
-    rope_theta 0 leaves positions to the embedding; window 0 sees the whole document.
-    """
+    """Sizes and form of attention."""
 
     n_heads: int
+    """Heads of the queries."""
     n_kv_heads: int
+    """Heads of keys and values, each shared by n_heads / n_kv_heads query heads."""
     head_dim: int
+    """Width of a head."""
     bias: bool = False
+    """Whether the four projections have a bias."""
     qk_norm: NormConfig = NoNorm()
+    """Normalisation of each head's queries and keys, before they are rotated."""
     rope_theta: float = 10_000.0
+    """Base of the rotary frequencies; 0 switches rotary positions off."""
     window: int = 0
+    """Tokens that a query sees, itself included; 0 is the whole document."""
 
     def __post_init__(self):
         if self.n_heads % self.n_kv_heads:
             raise UserError(
-                f"n_heads={self.n_heads} is no multiple of n_kv_heads="
+                f"n_heads={self.n_heads} is not a multiple of n_kv_heads="
                 f"{self.n_kv_heads}."
             )
         if self.rope_theta and self.head_dim % 2:
@@ -44,31 +49,36 @@ class AttentionConfig:
 
 
 class LayerCache(NamedTuple):
-    """Keys and values [B, S, K, H] that a layer remembers."""
+    """One layer's cached keys and values [B, S, K, H]."""
 
     k: jax.Array
     v: jax.Array
 
 
 class CacheIndex(NamedTuple):
-    """What all layers of a cache share: places [B, S] and how much is filled."""
+    """What the layers' caches share: places [B, S], and how many slots are filled."""
 
     where: Places
     filled: jax.Array
 
 
 class Attention(nnx.Module):
-    """Projections, rotation, attention, projection."""
+    """Projections to queries, keys and values, attention, and the output projection.
 
-    def __init__(self, config: AttentionConfig, d_embed: int, gain: float, rngs):
+    gain scales the standard deviation of the output projection's initial values.
+    """
+
+    def __init__(
+        self, config: AttentionConfig, d_embed: int, gain: float, rngs: nnx.Rngs
+    ):
         N, K, H, D = config.n_heads, config.n_kv_heads, config.head_dim, d_embed
         self.config = config
-        into = fan_in("embed")
-        self.w_q = param(rngs, into, embed=D, heads=N, head_dim=H)
-        self.w_k = param(rngs, into, embed=D, kv_heads=K, head_dim=H)
-        self.w_v = param(rngs, into, embed=D, kv_heads=K, head_dim=H)
-        out = fan_in("heads", "head_dim", gain=gain)
-        self.w_o = param(rngs, out, heads=N, head_dim=H, embed=D)
+        from_embed = fan_in("embed")
+        self.w_q = param(rngs, from_embed, embed=D, heads=N, head_dim=H)
+        self.w_k = param(rngs, from_embed, embed=D, kv_heads=K, head_dim=H)
+        self.w_v = param(rngs, from_embed, embed=D, kv_heads=K, head_dim=H)
+        from_heads = fan_in("heads", "head_dim", gain=gain)
+        self.w_o = param(rngs, from_heads, heads=N, head_dim=H, embed=D)
         self.q_norm = config.qk_norm.build(head_dim=H, rngs=rngs)
         self.k_norm = config.qk_norm.build(head_dim=H, rngs=rngs)
         if config.bias:
@@ -80,11 +90,16 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        x: jax.Array,
+        x: Float[Array, "B T D"],
         where: Places,
         cache: LayerCache | None = None,
-        remembered: CacheIndex | None = None,
-    ) -> tuple[jax.Array, LayerCache | None]:
+        index: CacheIndex | None = None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        """The output, and the cache with the keys and values of these tokens.
+
+        index: places of all cached tokens, in which those of x are written already;
+        `filled` is the number of tokens before them.
+        """
         config = self.config
         q_BTNH, k_BTKH, v_BTKH = dense_each(
             x,
@@ -96,15 +111,15 @@ class Attention(nnx.Module):
             q_BTNH = add_bias(q_BTNH, self.b_q)
             k_BTKH = add_bias(k_BTKH, self.b_k)
             v_BTKH = add_bias(v_BTKH, self.b_v)
-        q_BTNH = self._by_heads(q_BTNH, self.q_norm, where, "heads")
-        k_BTKH = self._by_heads(k_BTKH, self.k_norm, where, "kv_heads")
+        q_BTNH = self._normed_and_rotated(q_BTNH, self.q_norm, where, "heads")
+        k_BTKH = self._normed_and_rotated(k_BTKH, self.k_norm, where, "kv_heads")
         where_k = None
-        if cache is not None and remembered is not None:
+        if cache is not None and index is not None:
             cache = LayerCache(
-                _written(cache.k, k_BTKH, remembered.filled),
-                _written(cache.v, v_BTKH, remembered.filled),
+                _write(cache.k, k_BTKH, index.filled),
+                _write(cache.v, v_BTKH, index.filled),
             )
-            k_BTKH, v_BTKH, where_k = cache.k, cache.v, remembered.where
+            k_BTKH, v_BTKH, where_k = cache.k, cache.v, index.where
         kernel = FlashAttention(config.window)
         mixed_BTNH = over_seq(kernel, q_BTNH, k_BTKH, v_BTKH, where, where_k)
         out = dense("BTNH,NHD->BTD", note("attn/mixed", mixed_BTNH), self.w_o)
@@ -112,13 +127,17 @@ class Attention(nnx.Module):
             out = add_bias(out, self.b_o)
         return note("attn/out", constrain(out, "batch", "seq", "embed")), cache
 
-    def _by_heads(self, x, norm, where: Places, heads: str) -> jax.Array:
-        """Queries or keys, normed and rotated, and still split by heads."""
+    def _normed_and_rotated(
+        self, x: jax.Array, norm: nnx.Module, where: Places, heads: str
+    ) -> jax.Array:
+        """Queries or keys as they are compared; `heads` names their axis of heads."""
         x = norm(x)
         if self.config.rope_theta:
             x = rotate(x, where.positions, self.config.rope_theta)
         return constrain(x, "batch", "seq", heads, "head_dim")
 
 
-def _written(old: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, axis=1)
+def _write(cached: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+    """The cached array with new tokens from slot `start` on."""
+    new = new.astype(cached.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(cached, new, start, axis=1)

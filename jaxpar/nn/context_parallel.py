@@ -1,12 +1,15 @@
-"""Attention kernels over the sequence axis: whole, gathered, in a ring, all-to-all."""
+"""Attention over a sequence that several devices share: gathered, ring, all-to-all."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxpar.errors import UserError
+from jaxpar.nn.places import Places
+from jaxpar.partition.layout import Layout
 from jaxpar.partition.notes import note
 from jaxpar.partition.sharding import Collectives, current_context, local
 
@@ -18,59 +21,106 @@ TOKENS = ("batch", "seq")
 class Partial(NamedTuple):
     """Attention over some of the keys: out [B, T, N, H] is normalised over them.
 
-    lse [B, T, N] is the logarithm of the sum of the exponentials of the scores, from
-    which pieces are put together; the lowest number where a query sees none of them.
+    lse [B, T, N] is the logsumexp of the scores, by which partial results are merged;
+    the lowest finite number where a query sees none of the keys.
     """
 
     out: jax.Array
     lse: jax.Array
 
 
+class Gradients(NamedTuple):
+    """Gradients of queries [B, T, N, H], keys and values [B, S, K, H]."""
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+
+
+class KeyBlock(NamedTuple):
+    """One device's keys and values [B, S, K, H], with their places."""
+
+    k: jax.Array
+    v: jax.Array
+    where: Places
+
+
+@runtime_checkable
 class Kernel(Protocol):
-    """Attention over some of the keys, on one device: see nn.kernel.Tiled."""
+    """Attention over some of the keys, on one device: see nn.flash_attention."""
 
-    def forward(self, q, k, v, where, where_k) -> Partial:
-        """What these keys give, in no less than single precision."""
+    def forward(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B S K H"],
+        v: Float[Array, "B S K H"],
+        where: Places,
+        where_k: Places,
+    ) -> Partial:
+        """Attention over these keys, in no less than float32."""
         ...
 
-    def backward(self, q, k, v, where, where_k, found: Partial, grad) -> tuple:
-        """Wide (dq, dk, dv) of these keys, given what was found over all keys."""
+    def backward(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B S K H"],
+        v: Float[Array, "B S K H"],
+        where: Places,
+        where_k: Places,
+        result: Partial,
+        grad: Float[Array, "B T N H"],
+    ) -> Gradients:
+        """Gradients from these keys, in no less than float32.
+
+        `result` is the forward result over all keys, `grad` the gradient of its `out`.
+        """
         ...
 
 
-def over_seq(kernel: Kernel, q, k, v, where, where_k=None) -> jax.Array:
+Attend = Callable[..., jax.Array]
+"""(collectives, q, k, v, where, where_k) -> out, on each device's own pieces."""
+
+
+def over_seq(
+    kernel: Kernel,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    where: Places,
+    where_k: Places | None = None,
+) -> Float[Array, "B T N H"]:
     """Runs a one-device kernel over the sequence, as the layout says.
 
-    q [B, T, N, H]; k, v [B, S, K, H]; `where_k` are the places of the keys, those of
-    the queries unless given (a cache, an encoder). The kernel sees one device's rows
-    and heads. Of a split sequence it sees this device's queries, and all keys at once
-    (context), or one device's keys after another's (ring: Liu et al., 2023), or all of
-    the sequence and a part of the heads (ulysses: Jacobs et al., 2023).
+    `where_k` are the places of the keys; without it (no cache, no encoder) they are
+    those of the queries. The kernel runs on one device's rows and heads. Where the
+    sequence is split, it runs on the device's own queries and on all keys at once
+    (context), or on one device's keys after another's (ring: Liu et al., 2023), or on
+    the whole sequence and a part of the heads (ulysses: Jacobs et al., 2023).
 
     Raises:
       UserError: ulysses cannot divide the heads.
     """
     layout = current_context().layout
     form = layout.attention if layout else ""
-    if form == "ulysses":
+    if layout is not None and form == "ulysses":
         _check_heads(layout, q.shape[2], k.shape[2])
-    run = FORMS[form](kernel, type(where))
+    attend = FORMS[form](kernel)
 
-    def piece(seq: Collectives, q, k, v, *places):
-        return run(seq, q, k, v, *places).astype(v.dtype)
+    def piece(seq: Collectives, q, k, v, where, where_k):
+        return attend(seq, q, k, v, where, where_k).astype(v.dtype)
 
     whole = local(
         piece,
-        in_axes=(QUERIES, KEYS, KEYS, *(TOKENS,) * 4),
+        in_axes=(QUERIES, KEYS, KEYS, TOKENS, TOKENS),
         out_axes=QUERIES,
         over="seq",
     )
-    return whole(q, k, v, *where, *(where if where_k is None else where_k))
+    return whole(q, k, v, where, where if where_k is None else where_k)
 
 
-def _check_heads(layout, *heads: int) -> None:
+def _check_heads(layout: Layout, *n_heads: int) -> None:
     ways = layout.sizes["context"] * layout.sizes.get("tensor", 1)
-    for n in heads:
+    for n in n_heads:
         if n % ways:
             below = n - n % ways
             near = f"numbers are {below} and {below + ways}" if below else f"is {ways}"
@@ -81,121 +131,124 @@ def _check_heads(layout, *heads: int) -> None:
             )
 
 
-def _whole(kernel: Kernel, kind: type) -> Callable:
-    """One device has all keys; places are two of the queries, two of the keys."""
+def _whole(kernel: Kernel) -> Attend:
+    """One device has all keys."""
 
     @jax.custom_vjp
-    def run(q, k, v, *places):
-        return forward(q, k, v, *places)[0]
+    def run(q, k, v, where, where_k):
+        return forward(q, k, v, where, where_k)[0]
 
-    def forward(q, k, v, *places):
-        found = kernel.forward(q, k, v, kind(*places[:2]), kind(*places[2:]))
-        found = _named(found)
-        return found.out, (q, k, v, places, found)
+    def forward(q, k, v, where, where_k):
+        result = _noted(kernel.forward(q, k, v, where, where_k))
+        return result.out, (q, k, v, where, where_k, result)
 
-    def backward(kept, grad):
-        q, k, v, places, found = kept
-        at, at_k = kind(*places[:2]), kind(*places[2:])
-        grads = kernel.backward(q, k, v, at, at_k, found, grad)
-        return (*_like(grads, (q, k, v)), None, None, None, None)
+    def backward(residuals, grad):
+        q, k, v, where, where_k, result = residuals
+        grads = kernel.backward(q, k, v, where, where_k, result, grad)
+        return (*_cast_like(grads, (q, k, v)), None, None)
 
     run.defvjp(forward, backward)
     return lambda _, *args: run(*args)
 
 
-def _gathered(kernel: Kernel, kind: type) -> Callable:
-    """Every device gets all keys; their gradients go back, and are summed."""
-    run = _whole(kernel, kind)
+def _gathered(kernel: Kernel) -> Attend:
+    """Every device gathers all keys; their gradients are reduce-scattered."""
+    run = _whole(kernel)
 
-    def piece(seq: Collectives, q, k, v, *places):
+    def piece(seq: Collectives, q, k, v, where, where_k):
         k, v = (seq.all_gather(x, axis=1) for x in (k, v))
-        where_k = (seq.all_gather(x, axis=1) for x in places[2:])
-        return run(seq, q, k, v, *places[:2], *where_k)
+        return run(seq, q, k, v, where, _gathered_places(seq, where_k))
 
     return piece
 
 
-def _all_to_all(kernel: Kernel, kind: type) -> Callable:
-    """Heads are split instead of the sequence, and back."""
-    run = _whole(kernel, kind)
+def _all_to_all(kernel: Kernel) -> Attend:
+    """An all-to-all splits heads instead of the sequence; another one undoes it."""
+    run = _whole(kernel)
 
-    def piece(seq: Collectives, q, k, v, *places):
+    def piece(seq: Collectives, q, k, v, where, where_k):
         q, k, v = (seq.all_to_all(x, split=2, join=1) for x in (q, k, v))
-        places = [seq.all_gather(x, axis=1) for x in places]
-        out = run(seq, q, k, v, *places)
+        where = _gathered_places(seq, where)
+        where_k = _gathered_places(seq, where_k)
+        out = run(seq, q, k, v, where, where_k)
         return seq.all_to_all(out, split=1, join=2)
 
     return piece
 
 
-def _ring(kernel: Kernel, kind: type) -> Callable:
-    """Keys go round; each device adds up what its queries find in them.
+def _ring(kernel: Kernel) -> Attend:
+    """Blocks of keys pass from device to device; each merges what they contribute.
 
-    Backward they go round again, and their gradients with them, one turn more, so that
-    these end where the keys began.
+    In the backward pass they do so again, with their gradients, which take one step
+    more, so that they end on the device that owns the keys.
     """
 
-    def piece(seq: Collectives, *args):
+    def piece(seq: Collectives, q, k, v, where, where_k):
         @jax.custom_vjp
-        def run(q, k, v, *places):
-            return forward(q, k, v, *places)[0]
+        def run(q, k, v, where, where_k):
+            return forward(q, k, v, where, where_k)[0]
 
-        def forward(q, k, v, *places):
-            at = kind(*places[:2])
+        def forward(q, k, v, where, where_k):
+            def attend(block: KeyBlock) -> Partial:
+                return kernel.forward(q, block.k, block.v, where, block.where)
 
-            def look(keys):
-                k, v, *where_k = keys
-                return kernel.forward(q, k, v, at, kind(*where_k))
+            def next_block(carry, _):
+                block, result = carry
+                block = seq.permute(block)
+                return (block, _merged(result, attend(block))), None
 
-            def turn(carry, _):
-                keys, found = carry
-                keys = seq.permute(keys)
-                return (keys, _merged(found, look(keys))), None
+            block = KeyBlock(k, v, where_k)
+            first = (block, attend(block))
+            (_, result), _ = jax.lax.scan(next_block, first, length=seq.size - 1)
+            result = _noted(result)
+            return result.out, (q, k, v, where, where_k, result)
 
-            keys = (k, v, *places[2:])
-            (_, found), _ = jax.lax.scan(turn, (keys, look(keys)), length=seq.size - 1)
-            found = _named(found)
-            return found.out, (q, k, v, places, found)
+        def backward(residuals, grad):
+            q, k, v, where, where_k, result = residuals
 
-        def backward(kept, grad):
-            q, k, v, places, found = kept
-            at = kind(*places[:2])
+            def gradients(block: KeyBlock) -> Gradients:
+                return kernel.backward(
+                    q, block.k, block.v, where, block.where, result, grad
+                )
 
-            def look(keys):
-                k, v, *where_k = keys
-                return kernel.backward(q, k, v, at, kind(*where_k), found, grad)
+            def next_block(carry, _):
+                block, grads = carry
+                block, (dk, dv) = seq.permute((block, (grads.k, grads.v)))
+                more = gradients(block)
+                return (
+                    block,
+                    Gradients(grads.q + more.q, dk + more.k, dv + more.v),
+                ), None
 
-            def turn(carry, _):
-                keys, dq, dkv = carry
-                keys, dkv = seq.permute((keys, dkv))
-                more, *others = look(keys)
-                return (keys, dq + more, jax.tree.map(jnp.add, dkv, others)), None
-
-            keys = (k, v, *places[2:])
-            dq, *dkv = look(keys)
-            (_, dq, dkv), _ = jax.lax.scan(turn, (keys, dq, dkv), length=seq.size - 1)
-            grads = dq, *seq.permute(dkv)
-            return (*_like(grads, (q, k, v)), None, None, None, None)
+            block = KeyBlock(k, v, where_k)
+            first = (block, gradients(block))
+            (_, grads), _ = jax.lax.scan(next_block, first, length=seq.size - 1)
+            dk, dv = seq.permute((grads.k, grads.v))
+            return (*_cast_like((grads.q, dk, dv), (q, k, v)), None, None)
 
         run.defvjp(forward, backward)
-        return run(*args)
+        return run(q, k, v, where, where_k)
 
     return piece
 
 
+def _gathered_places(seq: Collectives, where: Places) -> Places:
+    return Places(*(seq.all_gather(x, axis=1) for x in where))
+
+
 def _merged(one: Partial, two: Partial) -> Partial:
-    """What the keys of both give together."""
+    """Attention over the keys of both."""
     lse = jnp.logaddexp(one.lse, two.lse)
-    shares = [jnp.exp(part.lse - lse)[..., None] for part in (one, two)]
-    return Partial(shares[0] * one.out + shares[1] * two.out, lse)
+    weights = [jnp.exp(part.lse - lse)[..., None] for part in (one, two)]
+    return Partial(weights[0] * one.out + weights[1] * two.out, lse)
 
 
-def _named(found: Partial) -> Partial:
-    """What attention's gradient needs, under a name that rematerialisation can keep."""
-    return Partial(*(note("attn/found", x) for x in found))
+def _noted(result: Partial) -> Partial:
+    """The residuals of attention, named for rematerialisation policies."""
+    return Partial(*(note("attn/found", x) for x in result))
 
 
-def _like(grads, values) -> tuple:
+def _cast_like(grads, values) -> tuple:
     return tuple(g.astype(x.dtype) for g, x in zip(grads, values, strict=True))
 
 

@@ -1,8 +1,9 @@
-"""Embedding tables: rows looked up by token id."""
+"""Embedding tables: looking up rows by token id."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from jaxpar.partition.sharding import (
     axis_names,
@@ -12,17 +13,21 @@ from jaxpar.partition.sharding import (
 )
 
 
-def lookup(w: nnx.Param, ids: jax.Array) -> jax.Array:
-    """Rows ids [B, T] of a table; the gradient is summed in `precision.reduce`."""
-    kind, names = current_precision(), axis_names(w)
+def lookup(w: nnx.Param, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """The rows of a table with these ids; the gradient is summed in `precision.reduce`.
+
+    The table is gathered and cast here.
+    """
+    precision, names = current_precision(), axis_names(w)
     shape = w.shape
 
     @jax.custom_vjp
     def rows(w):
-        return gather_value(w, names, kind.compute)[ids]
+        return gather_value(w, names, precision.compute)[ids]
 
     def backward(_, grad):
-        table = jnp.zeros(shape, kind.reduce).at[ids].add(grad.astype(kind.reduce))
+        table = jnp.zeros(shape, precision.reduce)
+        table = table.at[ids].add(grad.astype(precision.reduce))
         return (reduce_gradient(table, names),)
 
     rows.defvjp(lambda w: (rows(w), None), backward)

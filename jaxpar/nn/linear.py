@@ -1,15 +1,20 @@
-"""Multiplying activations with a parameter, the one way it is done."""
+"""Products of activations with sharded parameters, and the bias added to them."""
 
 import functools
 import math
+from collections.abc import Sequence
+from types import EllipsisType
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
+from jaxpar import axes
 from jaxpar.errors import UserError
 from jaxpar.partition.precision import wide
 from jaxpar.partition.sharding import (
+    AxisNames,
     axis_names,
     constrain,
     current_precision,
@@ -20,129 +25,164 @@ from jaxpar.partition.sharding import (
     reduce_gradient,
 )
 
-# What the letters of an activation's rows are named; others are the compiler's.
-ROWS = {"B": "batch", "T": "seq"}
+RowNames = tuple[str | EllipsisType, ...]
+"""Names of the axes of x that a product keeps; `...` is left to the compiler."""
 
 
-def dense(spec: str, x: jax.Array, w: nnx.Param) -> jax.Array:
+def dense(spec: str, x: Float[Array, "..."], w: nnx.Param) -> Float[Array, "..."]:
     """An einsum such as "BTD,DNH->BTNH" of an activation and a parameter.
 
-    The spec's contracted letters stand last in x and first in w; B and T are the batch
-    and the sequence. The weight is gathered and cast here; its gradient is made, and
-    reduced over devices, in `precision.reduce`, whatever the type of the computation.
+    The letters are those of jaxpar.axes; those that are contracted stand last in x and
+    first in w. The weight is gathered and cast here; its gradient is computed, and
+    reduced over devices, in `precision.reduce`, whatever the compute dtype.
+
+    Raises:
+      UserError: the spec contracts other letters.
     """
     (y,) = dense_each(x, (spec, w))
     return y
 
 
-def dense_each(x: jax.Array, *products: tuple[str, nnx.Param]) -> list[jax.Array]:
+def dense_each(
+    x: Float[Array, "..."], *products: tuple[str, nnx.Param]
+) -> list[Float[Array, "..."]]:
     """`dense` of one activation with several parameters: pairs (spec, w).
 
-    Its gradient is summed over them before it is reduced over devices: once, and not
-    once for each.
+    The gradient of x is summed over the products before it is reduced over devices:
+    once, rather than once for each product.
+
+    Raises:
+      UserError: a spec is refused, or two of them contract different letters of x.
     """
-    rows = [_rows(spec) for spec, _ in products]
+    rows = [_row_names(spec) for spec, _ in products]
     if len(set(rows)) > 1:
         raise UserError("dense_each: products contract different letters of x.")
     ws = [w[...] for _, w in products]
     return project(x, rows[0], ws, [axis_names(w) for _, w in products])
 
 
-def _rows(spec: str) -> tuple:
-    """The names of the axes of x that an einsum leaves alone."""
+def _row_names(spec: str) -> RowNames:
+    """The names of the axes of x that an einsum does not contract."""
     left, right, out = spec.replace("->", ",").split(",")
     n = sum(letter in left for letter in right)
     if left[-n:] != right[:n] or left[:-n] + right[n:] != out:
         raise UserError(f"dense({spec!r}): contract x's last letters with w's first.")
-    return tuple(ROWS.get(letter, ...) for letter in left[:-n])
+    return tuple(axes.NAME_OF.get(letter, ...) for letter in left[:-n])
 
 
-def project(x: jax.Array, rows, ws, names) -> list[jax.Array]:
-    """Contracts the axes of x behind `rows` with the first of each of ws, as matrices.
+def project(
+    x: Float[Array, "..."],
+    rows: RowNames,
+    ws: Sequence[Float[Array, "..."]],
+    names: Sequence[AxisNames],
+) -> list[Float[Array, "..."]]:
+    """Contracts the axes of x after `rows` with the first axes of each of ws.
 
-    rows are names of axes of x, names those of each of ws.
+    rows are the names of the first axes of x, names those of the axes of each of ws.
     """
-    by = [ShardedProduct(x, rows, each) for each in names]
+    products = [ShardedProduct(x, rows, names_of_w) for names_of_w in names]
 
     def forward(x, ws):
-        return [each.forward(x, w) for each, w in zip(by, ws, strict=True)]
+        return [each.forward(x, w) for each, w in zip(products, ws, strict=True)]
 
-    def backward(saved, grads):
-        x, ws = saved
-        grads = [each.placed(grad) for each, grad in zip(by, grads, strict=True)]
-        shares = {}
-        for each, grad, w in zip(by, grads, ws, strict=True):
-            share = each.share(grad, w)
-            n = len(share)
-            shares[n] = shares[n] + share if n in shares else share
-        dx = functools.reduce(jnp.add, (each.sum(0) for each in shares.values()))
-        dx = constrain(dx.reshape(x.shape).astype(x.dtype), *rows, *by[0].inner)
-        return dx, [g.own(x, *of) for g, *of in zip(by, grads, ws, strict=True)]
+    def backward(residuals, grads):
+        x, ws = residuals
+        grads = [
+            each.constrain_output(grad)
+            for each, grad in zip(products, grads, strict=True)
+        ]
+        by_shard = {}
+        for each, grad, w in zip(products, grads, ws, strict=True):
+            dx = each.input_gradient_by_shard(grad, w)
+            n = len(dx)
+            by_shard[n] = by_shard[n] + dx if n in by_shard else dx
+        dx = functools.reduce(jnp.add, (dx.sum(0) for dx in by_shard.values()))
+        dx = dx.reshape(x.shape).astype(x.dtype)
+        dx = constrain(dx, *rows, *products[0].contracted)
+        triples = zip(products, grads, ws, strict=True)
+        return dx, [each.weight_gradient(x, grad, w) for each, grad, w in triples]
 
-    products = jax.custom_vjp(forward)
-    # Not `products` itself: a rematerialisation policy would not see the dots in it.
-    products.defvjp(lambda x, ws: (forward(x, ws), (x, ws)), backward)
-    return products(x, list(ws))
+    run = jax.custom_vjp(forward)
+    # Not `run` itself: a rematerialisation policy would not see the dots in it.
+    run.defvjp(lambda x, ws: (forward(x, ws), (x, ws)), backward)
+    return run(x, list(ws))
 
 
 class ShardedProduct:
-    """One activation times one parameter, and what either's gradient needs."""
+    """One activation times one parameter, with the gradients of both.
 
-    def __init__(self, x: jax.Array, rows: tuple, names: tuple):
-        self.kind, self.rows, self.names = current_precision(), rows, names
-        self.compute = jnp.dtype(self.kind.compute)
+    Both are used as matrices: x [*row_shape, width] and w [width, columns], where
+    `width` is the product of the contracted axes.
+    """
+
+    def __init__(self, x: jax.Array, rows: RowNames, names: AxisNames):
+        self.precision, self.rows, self.names = current_precision(), rows, names
+        self.compute = jnp.dtype(self.precision.compute)
         n = x.ndim - len(rows)
-        self.inner, self.outer = names[:n], names[n:]
+        self.contracted, self.columns = names[:n], names[n:]
         self.width = math.prod(x.shape[-n:])
         self.shape = x.shape[:-n]
-        self.kept = matmul_rows(self.shape)
+        self.row_shape = matmul_rows(self.shape)
 
-    def forward(self, x, w):
-        y = jnp.tensordot(self._used(x), self._weight(w), 1)
-        return self.placed(y.reshape(*self.shape, *w.shape[len(self.inner) :]))
+    def forward(
+        self, x: Float[Array, "..."], w: Float[Array, "..."]
+    ) -> Float[Array, "..."]:
+        """The product, placed as the layout says."""
+        y = jnp.tensordot(self._input_matrix(x), self._weight_matrix(w), 1)
+        y = y.reshape(*self.shape, *w.shape[len(self.contracted) :])
+        return self.constrain_output(y)
 
-    def placed(self, y):
-        return constrain(y, *self.rows, *self.outer)
+    def constrain_output(self, y: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The product, or its gradient, placed as the layout says."""
+        return constrain(y, *self.rows, *self.columns)
 
-    def share(self, grad, w):
-        """[shards, rows, width]: what each shard of w's outer axis adds to dx.
+    def input_gradient_by_shard(
+        self, grad: Float[Array, "..."], w: Float[Array, "..."]
+    ) -> Float[Array, "shards ... width"]:
+        """What each shard of w's first column axis adds to the gradient of x.
 
-        With an axis of its own, it is not reduced before all parameters' are added.
+        The axis of shards keeps the sum over devices open until the gradients of all
+        products have been added.
         """
-        first, n = self.outer[0], len(self.kept)
-        shards, w = pieces_along(first), self._weight(w)
+        first, n = self.columns[0], len(self.row_shape)
+        shards, w = pieces_along(first), self._weight_matrix(w)
         if shards == 1:  # Nothing to keep apart; a plain product is faster.
-            dx = jnp.tensordot(self._flat(grad, -1), w.T, 1)[None]
+            dx = jnp.tensordot(self._as_matrix(grad, -1), w.T, 1)[None]
         else:
-            grad, w = self._flat(grad, shards, -1), w.reshape(self.width, shards, -1)
+            grad = self._as_matrix(grad, shards, -1)
+            w = w.reshape(self.width, shards, -1)
             dx = jax.lax.dot_general(grad, w, (((n + 1,), (2,)), ((n,), (1,))))
-        return constrain(dx, first, *self.rows[:n], self.inner[0])
+        return constrain(dx, first, *self.rows[:n], self.contracted[0])
 
-    def own(self, x, grad, w):
-        """The gradient of the parameter."""
-        over = tuple(range(len(self.kept)))
+    def weight_gradient(
+        self, x: Float[Array, "..."], grad: Float[Array, "..."], w: Float[Array, "..."]
+    ) -> Float[Array, "..."]:
+        """The gradient of the parameter, reduced over devices."""
+        row_axes = tuple(range(len(self.row_shape)))
         dw = jnp.tensordot(
-            self._used(x),
-            self._flat(grad, -1),
-            (over, over),
-            preferred_element_type=jnp.dtype(self.kind.reduce),
+            self._input_matrix(x),
+            self._as_matrix(grad, -1),
+            (row_axes, row_axes),
+            preferred_element_type=jnp.dtype(self.precision.reduce),
         )
         return reduce_gradient(dw.reshape(w.shape), self.names)
 
-    def _used(self, x):
-        """x where it meets the parameter, as matrix rows."""
-        beside = [tuple(name for name in (*self.rows, *self.outer) if name is not ...)]
-        x = constrain(x, *self.rows, *self.inner, beside=beside)
-        return self._flat(x, self.width)
+    def _input_matrix(self, x: jax.Array) -> jax.Array:
+        """x placed so that it can be multiplied with w, as a matrix."""
+        output = tuple(name for name in (*self.rows, *self.columns) if name is not ...)
+        x = constrain(x, *self.rows, *self.contracted, beside=[output])
+        return self._as_matrix(x, self.width)
 
-    def _weight(self, w):
+    def _weight_matrix(self, w: jax.Array) -> jax.Array:
+        """w gathered and cast, as a matrix."""
         return gather_value(w, self.names, self.compute).reshape(self.width, -1)
 
-    def _flat(self, x, *widths):
-        return x.astype(self.compute).reshape(*self.kept, *widths)
+    def _as_matrix(self, x: jax.Array, *widths: int) -> jax.Array:
+        """x in the compute dtype, its rows as `matmul_rows` shapes them."""
+        return x.astype(self.compute).reshape(*self.row_shape, *widths)
 
 
-def add_bias(x: jax.Array, b: nnx.Param) -> jax.Array:
+def add_bias(x: Float[Array, "..."], b: nnx.Param) -> Float[Array, "..."]:
     """Adds a bias of x's last axes; its gradient is summed in no less than float32."""
     bias = gather(b)
     bias = bias.reshape((1,) * (x.ndim - bias.ndim) + bias.shape)

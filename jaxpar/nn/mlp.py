@@ -1,9 +1,10 @@
-"""The position-wise multilayer perceptron."""
+"""The feed-forward block (MLP), with or without a gate."""
 
 import dataclasses
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from jaxpar.errors import UserError
 from jaxpar.nn.linear import add_bias, dense, dense_each
@@ -21,12 +22,16 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class MLPConfig:
-    """Width, activation, and whether a gate multiplies it (SwiGLU: silu, gated)."""
+    """Sizes and form of the feed-forward block; SwiGLU is silu, gated."""
 
     d_mlp: int
+    """Width of the hidden layer."""
     activation: str = "silu"
+    """Activation function: gelu, silu, or relu2 (ReLU squared)."""
     gated: bool = True
+    """Whether the hidden layer is multiplied by a gate, which has its own weight."""
     bias: bool = False
+    """Whether the projections up and down have a bias; a gate has none."""
 
     def __post_init__(self):
         if self.activation not in ACTIVATIONS:
@@ -36,7 +41,7 @@ class MLPConfig:
 
 
 class MLP(nnx.Module):
-    """w_down(act(w_up x)), or w_down(act(w_gate x) * w_up x) where gated."""
+    """w_down act(w_up x), or w_down (act(w_gate x) * w_up x) where gated."""
 
     def __init__(self, config: MLPConfig, d_embed: int, gain: float, rngs: nnx.Rngs):
         self.config = config
@@ -49,10 +54,10 @@ class MLP(nnx.Module):
             self.b_up = param(rngs, constant(0.0), mlp=F)
             self.b_down = param(rngs, constant(0.0), embed=D)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         act = ACTIVATIONS[self.config.activation]
-        into = [self.w_up, self.w_gate] if self.config.gated else [self.w_up]
-        up_BTF, *gate = dense_each(x, *(("BTD,DF->BTF", w) for w in into))
+        weights = [self.w_up, self.w_gate] if self.config.gated else [self.w_up]
+        up_BTF, *gate = dense_each(x, *(("BTD,DF->BTF", w) for w in weights))
         if self.config.bias:
             up_BTF = add_bias(up_BTF, self.b_up)
         if gate:

@@ -1,4 +1,4 @@
-"""Parameters at rest: where randomness comes from, scale, named axes."""
+"""Parameters: initialisation, and axes that are named."""
 
 import dataclasses
 import math
@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from jaxpar import axes
 from jaxpar.errors import UserError
@@ -14,17 +15,27 @@ from jaxpar.partition.sharding import current_precision
 
 @dataclasses.dataclass(frozen=True)
 class Init:
-    """How a parameter is born: normal of a scale, or the same number everywhere."""
+    """How a parameter is initialised: normally distributed, or one number everywhere.
+
+    See `fan_in`, `normal` and `constant`.
+    """
 
     fan: tuple[str, ...] = ()
+    """Names of the axes whose sizes divide the variance."""
     gain: float = 1.0
+    """Standard deviation where no axis divides it."""
     fill: float | None = None
+    """The number that stands everywhere; None draws from the normal distribution."""
 
     @property
     def constant(self) -> bool:
+        """Whether all elements start as the same number."""
         return self.fill is not None
 
-    def __call__(self, key: jax.Array, dims: dict[str, int], dtype) -> jax.Array:
+    def __call__(
+        self, key: jax.Array, dims: dict[str, int], dtype: jnp.dtype
+    ) -> Float[Array, "..."]:
+        """An initial value; dims are the axes, in order, with their sizes."""
         shape = tuple(dims.values())
         if self.fill is not None:
             return jnp.full(shape, self.fill, dtype)
@@ -43,17 +54,21 @@ def normal(scale: float) -> Init:
 
 
 def constant(value: float) -> Init:
-    """The same number everywhere; such parameters do not decay."""
+    """The same number everywhere; weight decay leaves such parameters out."""
     return Init(fill=value)
 
 
 def param(rngs: nnx.Rngs, init: Init, **dims: int) -> nnx.Param:
-    """A parameter at rest; the keywords name and size its axes, in order."""
+    """A new parameter; the keywords name its axes and give their sizes, in order.
+
+    Raises:
+      UserError: an axis has a name that jaxpar.axes does not know.
+    """
     unknown = sorted(dims.keys() - set(axes.NAMES))
     if unknown:
         raise UserError(f"Unknown axis {unknown}; jaxpar.axes knows {axes.NAMES}.")
     value = init(rngs.params(), dims, jnp.dtype(current_precision().params))
-    # Only names here: without eager sharding a model can be built where no mesh is.
+    # Without eager sharding, a model can be built where there is no mesh.
     return nnx.Param(
         value, out_sharding=tuple(dims), eager_sharding=False, constant=init.constant
     )

@@ -1,10 +1,12 @@
-"""Stacks of equal blocks: built at once, run one after another."""
+"""Stacks of equal blocks: built together, run by a scan, rematerialised by policy."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from jaxpar.errors import UserError
 from jaxpar.partition.notes import recorded, recording
@@ -20,11 +22,14 @@ REMAT = {
 }
 
 
-def policy(name: str):
-    """A rematerialisation policy by its name.
+def policy(name: str) -> Callable[..., Any]:
+    """A rematerialisation policy by its name: what the forward pass saves.
 
-    none keeps everything, full nothing, dots the products with parameters and what
-    attention found, save:NOTE+NOTE what model code notes under these names.
+    none saves everything, full nothing, dots the products with parameters and the
+    residuals of attention, save:NOTE+NOTE what model code notes under these names.
+
+    Raises:
+      UserError: there is no such policy.
     """
     if name.startswith("save:"):
         return jax.checkpoint_policies.save_only_these_names(*name[5:].split("+"))
@@ -35,7 +40,9 @@ def policy(name: str):
     return REMAT[name]
 
 
-def stacked(make_block: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs):
+def stacked(
+    make_block: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs
+) -> nnx.Module:
     """n blocks as one module, each parameter with a leading axis `layers`."""
     make = nnx.vmap(
         make_block,
@@ -46,11 +53,18 @@ def stacked(make_block: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs
     return make(rngs.split(n))
 
 
-def scan(run: Callable, blocks: nnx.Module, x, *per_row, carried=None, remat="none"):
+def scan(
+    run: Callable[..., tuple[jax.Array, Any]],
+    blocks: nnx.Module,
+    x: Float[Array, "B T D"],
+    *per_row: Any,
+    carried: Any = None,
+    remat: str = "none",
+) -> tuple[Float[Array, "B T D"], Any]:
     """Runs run(block, x, layer, carried, *per_row) -> (x, aux) over a stack.
 
-    `carried` is a pytree stacked by layers, of which each block gets its own piece
-    (a cache). Returns x and the aux of all layers, stacked.
+    `carried` is a pytree stacked by layers (a cache), of which each block gets its own
+    layer's piece. Returns x and the aux of all layers, stacked.
     """
     graph, weights = nnx.split(blocks)
     n = jax.tree.leaves(weights)[0].shape[0]
@@ -62,24 +76,27 @@ def scan(run: Callable, blocks: nnx.Module, x, *per_row, carried=None, remat="no
     notes = recorded()
     names: list[str] = []
     if notes is not None:
-        block = _telling(block, names)
+        block = _with_notes(block, names)
     if remat != "none":
         block = jax.checkpoint(block, policy=policy(remat), prevent_cse=False)
     x, aux = stages(block, (jnp.arange(n), weights, carried), x, *per_row)
     if notes is not None:
-        aux, told = aux
-        for name, value in zip(names, told, strict=True):
+        aux, values = aux
+        for name, value in zip(names, values, strict=True):
             notes.take(f"layers/{name}", value)
     return x, aux
 
 
-def _telling(block: Callable, names: list[str]) -> Callable:
-    """The block with what it notes beside its aux; `names` gets their names."""
+def _with_notes(block: Callable, names: list[str]) -> Callable:
+    """The block, which also returns the values of its notes; `names` gets their names.
 
-    def told(piece, x, *per_row):
+    They have to leave a scan as outputs.
+    """
+
+    def run(piece, x, *per_row):
         with recording() as notes:
             x, aux = block(piece, x, *per_row)
         names[:] = notes.found
         return x, (aux, tuple(notes.found.values()))
 
-    return told
+    return run

@@ -1,1 +1,1 @@
-"""Optimizers: schedules, parameters chosen by path, optax chains."""
+"""Optimizers: learning-rate schedules, parameters chosen by path, optax chains."""

@@ -1,4 +1,4 @@
-"""Optimizers as values, built by path into optax chains."""
+"""Optimizer configurations, AdamW and Muon, built into optax chains."""
 
 import dataclasses
 import math
@@ -8,46 +8,59 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jaxpar.errors import UserError
 from jaxpar.optim.schedule import Schedule
 from jaxpar.optim.select import is_matrix, matching, sides
+from jaxpar.partition.precision import wide
 from jaxpar.partition.sharding import distribute
 from jaxpar.tree import flatten, path_of
 
 
 class Optimizer(NamedTuple):
-    """init(params); update(grads, opt_state, params, rate) -> (updates, opt_state)."""
+    """An optimizer of certain parameters: pure functions, as optax has them."""
 
     init: Callable[[Any], Any]
+    """params -> opt_state"""
     update: Callable[[Any, Any, Any, Any], tuple[Any, Any]]
+    """(gradients, opt_state, params, learning rate) -> (updates, opt_state)"""
     schedule: Schedule
+    """The learning rate over time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """Learning rate over time, decay, clipping, and what is frozen.
+    """What all optimizers have; write AdamW or Muon.
 
-    stable_steps -1 waits for the stopping rule to begin the decay. Parameters born
-    constant, and paths that no_decay matches, do not decay; those that freeze
-    matches get no update, hold no moments, and do not count in the norm that is
-    clipped. Moments are never narrower than float32, but the first one may be
-    bfloat16 (a second one would round its own small steps away). Written by this name,
-    the configuration is an AdamW.
+    Parameters initialised to a constant (biases, norms) have no weight decay. Frozen
+    ones do not count in the norm that is clipped. The second moment is never narrower
+    than float32, since its small steps would be rounded away.
     """
 
     peak_lr: float
+    """Highest learning rate, above 0; held from the warm-up to the decay."""
     warmup_steps: int
+    """Steps in which the learning rate rises linearly to peak_lr; 0: none."""
     decay_steps: int
+    """Steps of the learning rate's decay, counted from where it begins."""
     stable_steps: int = 0
+    """Steps at peak_lr; -1: until the stopping rule begins the decay."""
     final_lr: float = 0.1
+    """Learning rate after the decay, as a fraction of peak_lr, from 0 to 1."""
     decay_shape: Literal["cosine", "linear"] = "cosine"
+    """Curve of the decay: a half cosine or a line."""
     weight_decay: float = 0.1
+    """Fraction subtracted from a parameter per step, times the learning rate."""
     clip_norm: float = 1.0
+    """Largest norm of all gradients together, above 0; larger ones are scaled to it."""
     no_decay: tuple[str, ...] = ()
+    """Globs of parameter paths without weight decay, besides biases and norms."""
     freeze: tuple[str, ...] = ()
+    """Globs of parameter paths that are not trained, and have no moments."""
     moments: Literal["float32", "bfloat16"] = "float32"
+    """Type of the first moment; with float64 parameters float32 means float64."""
 
     def __post_init__(self):
         if type(self) is OptimConfig:
@@ -85,24 +98,36 @@ class OptimConfig:
         )
 
     def scaled(self, names: dict[str, tuple[str, ...]]) -> optax.GradientTransformation:
-        """Gradients to descent directions, for the parameters that are not frozen."""
-        raise NotImplementedError(f"{type(self).__name__} is no optimizer.")
+        """From gradients to directions, before weight decay and learning rate.
 
-    def build(self, names: dict, constant: frozenset[str]) -> Optimizer:
-        """The optimizer for parameters of these names, some of them born constant."""
+        names: axis names of all parameters, by path; frozen ones get no gradient. Each
+        optimizer defines it. (Not by `abc`: its TypeError would come before the error
+        that says what to write.)
+        """
+        raise UserError(f"{type(self).__name__} defines no `scaled`.")
+
+    def build(self, names: dict[str, Any], constant: frozenset[str]) -> Optimizer:
+        """The optimizer of a model's parameters.
+
+        names: each parameter's axis names, as nested dictionaries. constant: paths of
+        those that are initialised to a constant.
+
+        Raises:
+          UserError: a glob of no_decay or freeze matches no parameter.
+        """
         flat = flatten(names)
         frozen = matching(self.freeze, flat, field="optim.freeze")
-        still = constant | matching(self.no_decay, flat, field="optim.no_decay")
-        moving = optax.chain(
+        undecayed = constant | matching(self.no_decay, flat, field="optim.no_decay")
+        trained = optax.chain(
             optax.clip_by_global_norm(self.clip_norm),
             self.scaled(flat),
             optax.add_decayed_weights(
-                self.weight_decay, mask=by_path(lambda path: path not in still)
+                self.weight_decay, mask=by_path(lambda path: path not in undecayed)
             ),
         )
         label = by_path(lambda path: "frozen" if path in frozen else "moving")
         chain = optax.partition(
-            {"moving": moving, "frozen": optax.set_to_zero()}, label
+            {"moving": trained, "frozen": optax.set_to_zero()}, label
         )
 
         def init(params):
@@ -116,8 +141,8 @@ class OptimConfig:
         return Optimizer(init, update, self.schedule)
 
     @property
-    def first_moment(self):
-        """The type of the first moment; None follows the parameters."""
+    def first_moment(self) -> DTypeLike | None:
+        """The type of the first moment; None: that of the gradients."""
         return jnp.bfloat16 if self.moments == "bfloat16" else None
 
 
@@ -126,10 +151,13 @@ class AdamW(OptimConfig):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
 
     b1: float = 0.9
+    """Exponential decay rate of the first moment, the mean of gradients."""
     b2: float = 0.95
+    """Exponential decay rate of the second moment, the mean of squared gradients."""
     eps: float = 1e-8
+    """Added to the root of the second moment, so that nothing is divided by 0."""
 
-    def scaled(self, names) -> optax.GradientTransformation:
+    def scaled(self, names: dict[str, tuple[str, ...]]) -> optax.GradientTransformation:
         return optax.scale_by_adam(
             self.b1, self.b2, self.eps, mu_dtype=self.first_moment
         )
@@ -137,29 +165,34 @@ class AdamW(OptimConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Muon(OptimConfig):
-    """Muon for the matrices of the blocks (Jordan, 2024), AdamW for the rest.
+    """Muon for the matrices of the blocks (Jordan, 2024), AdamW for all else.
 
-    Each matrix's update is scaled to the root mean square that Adam's usually has,
-    0.2 x sqrt(longer side) (Liu et al., 2025), so one learning rate serves both;
-    adam_ratio multiplies it for the rest.
+    Each matrix's update is multiplied by 0.2 x sqrt(longer side), which gives it the
+    root mean square that Adam's updates usually have (Liu et al., 2025), so that one
+    learning rate serves both.
     """
 
     beta: float = 0.95
+    """Exponential decay rate of Muon's momentum."""
     adam_ratio: float = 1.0
+    """Learning rate of the parameters that AdamW updates, as a multiple of Muon's."""
     b1: float = 0.9
+    """Exponential decay rate of Adam's first moment, the mean of gradients."""
     b2: float = 0.95
+    """Exponential decay rate of Adam's second moment, of squared gradients."""
     eps: float = 1e-8
+    """Added to the root of Adam's second moment, so that nothing is divided by 0."""
 
-    def scaled(self, names) -> optax.GradientTransformation:
+    def scaled(self, names: dict[str, tuple[str, ...]]) -> optax.GradientTransformation:
         matrices = {
             path: sides(axes) for path, axes in names.items() if is_matrix(axes)
         }
 
-        def numbers(updates):
+        def dimensions(updates):
             return by_path(lambda path: MuonDimensionNumbers(*matrices[path]))(updates)
 
         muon = optax.chain(
-            _orthogonal(self.beta, self.first_moment, numbers, names),
+            _orthogonalized(self.beta, self.first_moment, dimensions, names),
             optax.stateless(lambda updates, _: _scaled_to_adam(updates, matrices)),
         )
         adam = optax.chain(
@@ -170,41 +203,43 @@ class Muon(OptimConfig):
         return optax.partition({"muon": muon, "adam": adam}, label)
 
 
-def _orthogonal(
-    beta: float, moment, numbers: Any, names: dict[str, tuple[str, ...]]
+def _orthogonalized(
+    beta: float,
+    moment: DTypeLike | None,
+    dimensions: Callable[[Any], Any],
+    names: dict[str, tuple[str, ...]],
 ) -> optax.GradientTransformation:
-    """optax's Muon, each layer's matrices on devices of their own where these suffice.
+    """optax's Muon, with the layers distributed over the devices that could repeat it.
 
-    Its state is nothing but a count and moments. optax keeps the iteration's
-    coefficients there, too: an array that belongs to no parameter, so that no layout
-    could place it.
+    dimensions: from updates to the tree of MuonDimensionNumbers. The state holds a
+    count and moments only. optax also keeps the coefficients of the Newton-Schulz
+    iteration there: an array that belongs to no parameter, which no layout could place.
     """
-    muon = scale_by_muon(beta=beta, mu_dtype=moment, weight_dimension_numbers=numbers)
+    muon: Any = scale_by_muon(
+        beta=beta, mu_dtype=moment, weight_dimension_numbers=dimensions
+    )
 
-    def apart(tree):
+    def distributed(tree):
         def place(keys, x):
             return distribute(x, *names[path_of(keys)], over="layers")
 
         return jax.tree_util.tree_map_with_path(place, tree)
 
     def init(params):
-        state: Any = muon.init(params)
-        return state._replace(ns_coeffs=())
+        return muon.init(params)._replace(ns_coeffs=())
 
-    def update(updates, state, params=None):
-        empty: Any = muon.init({})
-        whole: Any = state._replace(ns_coeffs=empty.ns_coeffs, mu=apart(state.mu))
-        updates, whole = muon.update(apart(updates), whole, params)
+    def update(updates, state: Any, params=None):
+        coefficients = muon.init({}).ns_coeffs
+        whole = state._replace(ns_coeffs=coefficients, mu=distributed(state.mu))
+        updates, whole = muon.update(distributed(updates), whole, params)
         return updates, whole._replace(ns_coeffs=())
 
     return optax.GradientTransformation(init, update)
 
 
-def _wide(tree):
-    """No leaf narrower than float32, so that neither moments nor norms are."""
-    return jax.tree.map(
-        lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
-    )
+def _wide(tree: Any) -> Any:
+    """A tree whose leaves are no narrower than float32, as moments and norms are."""
+    return jax.tree.map(wide, tree)
 
 
 def by_path(f: Callable[[str], Any]) -> Callable[[Any], Any]:
@@ -218,7 +253,11 @@ def by_path(f: Callable[[str], Any]) -> Callable[[Any], Any]:
     return tree
 
 
-def _scaled_to_adam(updates, matrices):
+def _scaled_to_adam(
+    updates: Any, matrices: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+) -> Any:
+    """Orthogonalized updates with the root mean square that Adam's usually have."""
+
     def scale(keys, x):
         rows, columns = matrices[path_of(keys)]
         longer = max(math.prod(x.shape[i] for i in side) for side in (rows, columns))

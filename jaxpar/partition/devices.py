@@ -1,4 +1,4 @@
-"""Choosing devices: the only place that asks which there are."""
+"""Choice of devices for a layout; the only code that asks which devices there are."""
 
 import contextlib
 import os
@@ -13,17 +13,21 @@ from jaxpar.partition.layout import Layout
 
 
 def simulate_devices(n: int) -> None:
-    """Makes CPU-only machines show n devices; no backend may have started yet.
+    """Makes JAX show n CPU devices; no backend may have started yet.
 
-    n counts all processes together, each of which shows its share.
+    n counts the devices of all processes together.
+
+    Raises:
+      UserError: the processes cannot have equally many devices.
+      RuntimeError: a backend has already started.
     """
     processes = cluster.count()
     if n % processes:
         above = n - n % processes + processes
-        near = f"{above - processes} and {above}" if n > processes else f"{above}"
+        nearest = f"{above - processes} and {above}" if n > processes else f"{above}"
         raise UserError(
-            f"{n} simulated devices cannot be shared out evenly among {processes} "
-            f"processes; they can be {near}."
+            f"{n} simulated devices cannot be divided evenly among {processes} "
+            f"processes; they can be {nearest}."
         )
     jax.config.update("jax_num_cpu_devices", n // processes)
 
@@ -31,25 +35,28 @@ def simulate_devices(n: int) -> None:
 def choose_devices(
     layout: Layout, devices: int | None = None, *, may_idle: bool = False
 ) -> list[Any]:
-    """The devices that a layout runs on; simulated, aloud, where there is only a CPU.
+    """The devices that a layout runs on; simulated, with a notice, on a CPU.
 
     devices: how many CPU devices to simulate, over all processes together (None: as
-    many as the layout needs).
-    may_idle: whether more visible devices than needed are accepted; never where there
-    are several processes, since each of them needs devices of the mesh.
+    many as the layout needs). may_idle: whether more devices than needed may be
+    visible; never with several processes, since each of them needs devices of the
+    mesh.
+
+    Raises:
+      UserError: more or fewer devices are visible than the layout needs.
     """
     need = layout.n_devices
     if devices is not None and devices < need:
         raise UserError(
             f"Layout {layout.spelling} needs {need} devices; --devices says {devices}."
         )
-    unasked = devices is None and _cpu_only() and need > 1
+    simulates_unasked = devices is None and _cpu_only() and need > 1
     if _cpu_only():
-        # Fails once a backend runs; what is visible then is checked below.
+        # Fails once a backend runs; then the visible devices are checked below.
         with contextlib.suppress(RuntimeError):
             simulate_devices(devices or need)
     visible = jax.devices()
-    if unasked and len(visible) >= need:
+    if simulates_unasked and len(visible) >= need:
         cluster.print_once(
             f"No accelerator: simulating {need} devices on the CPU.", file=sys.stderr
         )
@@ -70,7 +77,7 @@ def choose_devices(
 
 
 def _cpu_only() -> bool:
-    """Whether nothing but the CPU can be meant; asks no backend to start."""
+    """Whether JAX will run on the CPU; does not start a backend to find out."""
     platforms = getattr(jax.config, "jax_platforms", None) or os.environ.get(
         "JAX_PLATFORMS", ""
     )

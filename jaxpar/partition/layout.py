@@ -1,4 +1,4 @@
-"""A layout: where every named axis of an array lives on a device mesh."""
+"""Layouts: how arrays with named axes are split over a device mesh."""
 
 import dataclasses
 import math
@@ -17,65 +17,79 @@ DATA_WORDS = ("data", "zero1", "fsdp")
 CONTEXT_WORDS = ("context", "ring", "ulysses")
 BUILT = ("replica", *DATA_WORDS, *CONTEXT_WORDS, "tensor")
 NOT_BUILT = ("stage", "expert")
+Dims = tuple[tuple[str, ...], ...]
+"""The mesh axes that split each dimension of an array."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout(Spelled):
-    """A value: mesh sizes, and rules where arrays are stored, kept and computed.
+    """A mesh shape, and the rules by which arrays are split over the mesh; a value.
 
-    It never touches a device. `spelling` and `parse` are inverse. `attention` says how
-    queries reach the keys of other pieces of the sequence: one of CONTEXT_WORDS, or ""
-    where the sequence is whole.
+    It never touches a device. The three sets of rules are those of one array at
+    different times: under `fsdp`, `stored` splits a weight over the data axis, and
+    `computed` gathers it for a product.
     """
 
     spelling: str
+    """Canonical text, such as fsdp=4,tensor=2; the inverse of `parse`."""
     mesh_shape: tuple[tuple[str, int], ...]
+    """Mesh axes with their sizes, from the slowest to the fastest network."""
     stored: Rules
+    """How parameters are split between steps, and their gradients once reduced."""
     optimizer: Rules
+    """How the optimizer's state, such as Adam's moments, is split."""
     computed: Rules
+    """How activations, and parameters while they are used, are split in the model."""
     attention: str = ""
+    """How queries reach keys elsewhere: one of CONTEXT_WORDS; "" where seq is whole."""
 
     @classmethod
     def parse(cls, text: str) -> "Layout":
-        """The layout that words such as "fsdp=4,tensor=2" spell."""
+        """The layout of a text such as "fsdp=4,tensor=2", in any order of its words.
+
+        Raises:
+          UserError: a word is unknown, repeated or contradicts another.
+        """
         return _build(_words(text))
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Mesh axis to size, in mesh order."""
+        """Mesh axis to size, in the order of the mesh."""
         return dict(self.mesh_shape)
 
     @property
     def n_devices(self) -> int:
+        """The number of devices of the mesh."""
         return math.prod(self.sizes.values())
 
     @property
     def batch_divisor(self) -> int:
-        """How many pieces the batch is split into."""
-        (split,) = self.computed.resolve(("batch",))
-        return math.prod(self.sizes.get(axis, 1) for axis in split)
+        """How many pieces the batch is split into; divides every batch size."""
+        (mesh_axes,) = self.split(("batch",), "computed")
+        return math.prod(self.sizes[axis] for axis in mesh_axes)
 
     def for_generation(self) -> "Layout":
-        """The same mesh with whole rows: what owned `seq` splits the batch."""
-        owners = tuple(axis for axis in self.computed.seq if isinstance(axis, str))
+        """The same mesh with whole rows: the axes that split `seq` split the batch."""
+        seq_axes = tuple(axis for axis in self.computed.seq if isinstance(axis, str))
         computed = dataclasses.replace(
-            self.computed, batch=self.computed.batch + owners, seq=()
+            self.computed, batch=self.computed.batch + seq_axes, seq=()
         )
         return dataclasses.replace(self, computed=computed, attention="")
 
     def token_numbers(self, length: int) -> np.ndarray:
-        """Which token of a row stands where, [length]; as it is, or in zigzag.
+        """The number of the token at each place of a row, [length].
 
-        With C pieces a device gets the i-th of 2C chunks and the i-th from the end:
-        then each has as much of a causal triangle as any other (Brandon et al., 2023).
+        In order, except for causal attention over a split sequence, which is balanced
+        by a zigzag: of C devices the i-th gets the i-th of 2C chunks and the i-th from
+        the end, so that all compute equally much of the mask (Brandon et al., 2023).
 
         Raises:
-          ValueError: the pieces do not divide the length.
+          UserError: the sequence's pieces do not divide the length.
         """
-        (axes,) = self.split(("seq",), "computed")
-        ways = math.prod(self.sizes[axis] for axis in axes)
+        (mesh_axes,) = self.split(("seq",), "computed")
+        pieces = math.prod(self.sizes[axis] for axis in mesh_axes)
         zigzag = self.attention in ("context", "ring")
-        chunks = math.lcm(2 * self.sizes["context"], ways) if zigzag else ways
+        chunks = math.lcm(2 * self.sizes["context"], pieces) if zigzag else pieces
         if length % chunks:
             below = length - length % chunks
             raise UserError(
@@ -86,19 +100,23 @@ class Layout(Spelled):
         tokens = np.arange(length)
         if not zigzag:
             return tokens
-        pieces = tokens.reshape(2, self.sizes["context"], -1)
-        first, last = pieces[0], pieces[1, ::-1]
-        return np.concatenate([first, last], axis=1).reshape(-1)
+        halves = tokens.reshape(2, self.sizes["context"], -1)
+        from_start, from_end = halves[0], halves[1, ::-1]
+        return np.concatenate([from_start, from_end], axis=1).reshape(-1)
 
     def abstract(self) -> AbstractMesh:
-        """The mesh without devices, for shapes, pieces and errors at any size."""
+        """The mesh without devices, to check shapes at any size."""
         names = tuple(self.sizes)
         return AbstractMesh(
             tuple(self.sizes.values()), names, axis_types=(AxisType.Auto,) * len(names)
         )
 
     def on(self, devices: Sequence[Any]) -> "Placed":
-        """This layout on exactly these devices."""
+        """This layout on exactly these devices.
+
+        Raises:
+          UserError: there are more or fewer than the mesh has.
+        """
         if len(devices) != self.n_devices:
             raise UserError(
                 f"Layout {self.spelling} needs {self.n_devices} devices; it was given "
@@ -107,34 +125,62 @@ class Layout(Spelled):
         return Placed(self, mesh(self.sizes, devices))
 
     def split(
-        self, names: Sequence[str | None], which: str, beside=()
-    ) -> tuple[tuple, ...]:
-        """The mesh axes, present in this mesh, of each dimension of an array."""
-        resolved = getattr(self, which).resolve(names, beside)
-        return tuple(tuple(a for a in dim if a in self.sizes) for dim in resolved)
+        self,
+        names: Sequence[str | None],
+        which: str,
+        beside: Sequence[Sequence[str | None]] = (),
+    ) -> Dims:
+        """The axes of this mesh that split each dimension of an array.
 
-    def spec(self, names: Sequence[str | None], which: str = "computed", beside=()):
-        """The PartitionSpec of an array: which is stored, optimizer or computed."""
+        which: the rules of arrays that are stored, optimizer or computed. beside: the
+        names of arrays that are used together with this one (see Rules.resolve).
+        """
+        rules: Rules = getattr(self, which)
+        dims = rules.resolve(names, beside)
+        return tuple(tuple(axis for axis in dim if axis in self.sizes) for dim in dims)
+
+    def spec(
+        self,
+        names: Sequence[str | None],
+        which: str = "computed",
+        beside: Sequence[Sequence[str | None]] = (),
+    ) -> PartitionSpec:
+        """JAX's PartitionSpec of an array; the arguments are those of `split`."""
         dims = [dim or None for dim in self.split(names, which, beside)]
         return PartitionSpec(*(d[0] if d and len(d) == 1 else d for d in dims))
 
-    def check(self, path: str, shape, names, which: str = "stored") -> None:
-        """Refuses an array whose dimensions its mesh axes do not divide."""
+    def check(
+        self,
+        path: str,
+        shape: Sequence[int],
+        names: Sequence[str | None],
+        which: str = "stored",
+    ) -> None:
+        """Refuses an array whose dimensions its mesh axes do not divide.
+
+        Raises:
+          UserError: names the array by its path, the axis, and the nearest legal size.
+        """
         if len(shape) != len(names):
-            raise UserError(f"{path}: shape {shape} has not the axes {names}.")
+            raise UserError(f"{path}: shape {shape} does not have the axes {names}.")
         for size, name, dim in zip(shape, names, self.split(names, which), strict=True):
-            ways = math.prod(self.sizes[axis] for axis in dim)
-            if size % ways:
-                below = size - size % ways
-                near = f"{below} or {below + ways}" if below else f"{ways}"
+            pieces = math.prod(self.sizes[axis] for axis in dim)
+            if size % pieces:
+                below = size - size % pieces
+                nearest = f"{below} or {below + pieces}" if below else f"{pieces}"
                 raise UserError(
                     f"{path} {tuple(shape)}: axis {name!r} of size {size} is not "
-                    f"divisible by {ways} ({', '.join(dim)} of layout "
-                    f"{self.spelling}); the nearest legal size is {near}."
+                    f"divisible by {pieces} ({', '.join(dim)} of layout "
+                    f"{self.spelling}); the nearest legal size is {nearest}."
                 )
 
-    def piece(self, shape, names, which: str = "stored") -> tuple[int, ...]:
-        """The shape of what one device holds."""
+    def piece(
+        self,
+        shape: Sequence[int],
+        names: Sequence[str | None],
+        which: str = "stored",
+    ) -> tuple[int, ...]:
+        """The shape of the piece of an array that one device holds."""
         return tuple(
             size // math.prod(self.sizes[axis] for axis in dim)
             for size, dim in zip(shape, self.split(names, which), strict=True)
@@ -142,30 +188,37 @@ class Layout(Spelled):
 
 
 def as_layout(layout: Layout | str) -> Layout:
-    """A layout, given as one or by its spelling."""
+    """The layout itself, or the one that a text spells."""
     return Layout.parse(layout) if isinstance(layout, str) else layout
 
 
 @dataclasses.dataclass(frozen=True)
 class Placed:
-    """A layout on real devices: what everything that makes arrays takes."""
+    """A layout on real devices; whatever makes arrays takes one."""
 
     layout: Layout
+    """How arrays are split."""
     mesh: Mesh
+    """The devices, arranged in the layout's mesh."""
 
-    def sharding(self, names, which: str = "computed") -> NamedSharding:
+    def sharding(
+        self, names: Sequence[str | None], which: str = "computed"
+    ) -> NamedSharding:
+        """JAX's sharding of an array with these axis names (see Layout.split)."""
         return NamedSharding(self.mesh, self.layout.spec(names, which))
 
     def for_generation(self) -> "Placed":
-        """The same devices with whole rows."""
+        """The same devices with whole rows (see Layout.for_generation)."""
         return Placed(self.layout.for_generation(), self.mesh)
 
     @property
     def replicated(self) -> NamedSharding:
+        """The sharding of an array of which every device holds a copy."""
         return NamedSharding(self.mesh, PartitionSpec())
 
 
 def _words(text: str) -> dict[str, str]:
+    """The words of a layout's text, each with what follows its equals sign."""
     words: dict[str, str] = {}
     for part in text.replace(" ", "").split(","):
         word, _, value = part.partition("=")
@@ -180,7 +233,7 @@ def _words(text: str) -> dict[str, str]:
                 f"{', '.join(BUILT)}, as in fsdp=4,tensor=2."
             )
         if word in words:
-            raise UserError(f"Layout {text!r} says {word!r} twice.")
+            raise UserError(f"Layout {text!r} names {word!r} twice.")
         size = value.removesuffix("+sp") if word == "tensor" else value
         if not size.isdigit() or int(size) < 1:
             raise UserError(f"Layout {text!r}: {word}={value!r} is no positive size.")
@@ -192,37 +245,39 @@ def _words(text: str) -> dict[str, str]:
 
 
 def _build(words: dict[str, str]) -> Layout:
-    def said(group: tuple[str, ...]) -> str:
+    def word_above_1(group: tuple[str, ...]) -> str:
         return next((word for word in group if int(words.get(word, 1)) > 1), "")
 
-    kind, attention = said(DATA_WORDS) or "data", said(CONTEXT_WORDS)
-    tensor, _, split = words.get("tensor", "1").partition("+")
+    data_word = word_above_1(DATA_WORDS) or "data"
+    attention = word_above_1(CONTEXT_WORDS)
+    tensor, _, sequence_parallel = words.get("tensor", "1").partition("+")
     sizes = {
         "replica": int(words.get("replica", 1)),
-        "data": int(words.get(kind, 1)),
+        "data": int(words.get(data_word, 1)),
         "context": int(words.get(attention, 1)),
         "tensor": int(tensor),
     }
     sizes = {axis: sizes[axis] for axis in MESH_AXES if sizes.get(axis, 1) > 1}
-    # An empty mesh refuses every constraint, so one axis of size 1 stays.
+    # JAX accepts no sharding constraint on an empty mesh, so one axis of size 1 stays.
     sizes = sizes or {"data": 1}
     spelled = {
-        {"data": kind, "context": attention}.get(axis, axis): str(n)
+        {"data": data_word, "context": attention}.get(axis, axis): str(n)
         for axis, n in sizes.items()
     }
     seq: Rule = ("context",)
-    if split and "tensor" in sizes:
+    if sequence_parallel and "tensor" in sizes:
         spelled["tensor"] += "+sp"
         seq = ("context", if_free("tensor"))
-    wide: dict[str, Any] = {
+    over_tensor: dict[str, Any] = {
         name: "tensor" for name in ("heads", "kv_heads", "mlp", "vocab")
     }
-    whole, sliced = Rules(**wide), Rules(embed=("data", "context"), **wide)
+    whole = Rules(**over_tensor)
+    sliced = Rules(embed=("data", "context"), **over_tensor)
     return Layout(
         spelling=",".join(f"{word}={n}" for word, n in spelled.items()),
         mesh_shape=tuple(sizes.items()),
-        stored=sliced if kind == "fsdp" else whole,
-        optimizer=whole if kind == "data" else sliced,
-        computed=Rules(batch=("replica", "data"), seq=seq, **wide),
+        stored=sliced if data_word == "fsdp" else whole,
+        optimizer=whole if data_word == "data" else sliced,
+        computed=Rules(batch=("replica", "data"), seq=seq, **over_tensor),
         attention=attention,
     )

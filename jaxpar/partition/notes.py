@@ -1,4 +1,8 @@
-"""Named activations: for rematerialisation by name, and for whoever records them."""
+"""Names for activations: for rematerialisation by name, and for recording their values.
+
+A model calls `note("attn/out", x)`. Inside `recording()` the value is kept as well, so
+that a caller can return it from the traced function.
+"""
 
 import contextlib
 import contextvars
@@ -10,10 +14,11 @@ from jax.extend.core import get_opaque_trace_state
 
 
 class Notes:
-    """What was noted in one trace, in order; a name that returns gets a number.
+    """The activations noted in one trace, in order.
 
-    Of a trace within it (a loop's body, a custom rule) nothing is taken: its values
-    could not leave it. `nn.stack.scan` hands on what its blocks noted.
+    A name that occurs again gets a number (`attn/out#2`). Nothing is kept from traces
+    inside it (the body of a loop, a custom derivative): those values could not leave
+    them. `nn.stack.scan` therefore returns what its blocks noted.
     """
 
     def __init__(self):
@@ -21,11 +26,12 @@ class Notes:
         self._trace = get_opaque_trace_state()
 
     @property
-    def open(self) -> bool:
-        """Whether the trace at hand is the one whose notes are taken."""
+    def is_current(self) -> bool:
+        """Whether JAX is tracing what these notes belong to, not a trace inside it."""
         return self._trace == get_opaque_trace_state()
 
     def take(self, name: str, x: jax.Array) -> None:
+        """Keeps an activation."""
         times = sum(known.partition("#")[0] == name for known in self.found)
         self.found[f"{name}#{times + 1}" if times else name] = x
 
@@ -37,7 +43,7 @@ _notes: contextvars.ContextVar[Notes | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def recording() -> Iterator[Notes]:
-    """Takes down what is noted in this trace; the caller returns it as an output."""
+    """Records what the current trace notes; the caller returns it as an output."""
     notes = Notes()
     token = _notes.set(notes)
     try:
@@ -47,13 +53,13 @@ def recording() -> Iterator[Notes]:
 
 
 def recorded() -> Notes | None:
-    """Where a note goes in the trace at hand; None where nobody records it."""
+    """The notes of the current trace; None where it is not recorded."""
     notes = _notes.get()
-    return notes if notes is not None and notes.open else None
+    return notes if notes is not None and notes.is_current else None
 
 
 def note(name: str, x: jax.Array) -> jax.Array:
-    """Names an activation: for rematerialisation by name, and for who records."""
+    """Names an activation, and keeps it where the trace is recorded; returns x."""
     notes = recorded()
     if notes is not None:
         notes.take(name, x)

@@ -1,4 +1,4 @@
-"""Which mesh axes split which named axis."""
+"""Sharding rules: which mesh axes split which logical axis."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,91 +11,112 @@ MESH_AXES = ("replica", "stage", "data", "context", "expert", "tensor")
 
 @dataclasses.dataclass(frozen=True)
 class IfFree:
-    """A mesh axis that counts only in arrays where no other name has it."""
+    """A mesh axis that splits a logical axis only where no other axis uses it."""
 
     axis: str
+    """Name of the mesh axis, one of MESH_AXES."""
 
 
 def if_free(axis: str) -> IfFree:
-    """A mesh axis that splits a logical one in arrays where nothing else uses it.
+    """A mesh axis that splits a logical one in arrays where no other axis uses it.
 
     `seq=("context", if_free("tensor"))` splits the sequence of the residual stream over
-    `tensor`, but not that of the logits, whose vocabulary has `tensor`.
+    `tensor` (sequence parallelism, Korthikanti et al., 2022), but not that of the
+    logits, whose vocabulary is split over `tensor`.
     """
     return IfFree(axis)
 
 
 Rule = tuple[str | IfFree, ...]
+"""The mesh axes that split one logical axis, in order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Which mesh axes split each logical axis; the fields are the vocabulary."""
+    """The mesh axes that split each logical axis; one field for each axis name.
+
+    A field takes a mesh axis, an `if_free`, or a tuple of them; () does not split.
+    """
 
     batch: Rule = ()
+    """Rows of a batch."""
     seq: Rule = ()
+    """Tokens of a row."""
     embed: Rule = ()
+    """Width of the residual stream."""
     heads: Rule = ()
+    """Query heads."""
     kv_heads: Rule = ()
+    """Key and value heads."""
     head_dim: Rule = ()
+    """Numbers of one head."""
     mlp: Rule = ()
+    """Hidden units of an MLP."""
     vocab: Rule = ()
+    """Token ids."""
     layers: Rule = ()
+    """Layers of a stack."""
     experts: Rule = ()
+    """Experts of a mixture."""
     capacity: Rule = ()
+    """Token slots of one expert."""
     rank: Rule = ()
+    """Rank of a low-rank factor."""
     position: Rule = ()
+    """Rows of a table of learned positions."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, str | IfFree):
-                value = (value,)
-            for item in value:
+            rule = getattr(self, field.name)
+            if isinstance(rule, str | IfFree):
+                rule = (rule,)
+            for item in rule:
                 axis = item.axis if isinstance(item, IfFree) else item
                 if axis not in MESH_AXES:
                     raise UserError(
                         f"Rule {field.name}={axis!r}: no such mesh axis; "
                         f"there are {', '.join(MESH_AXES)}."
                     )
-            object.__setattr__(self, field.name, tuple(value))
+            object.__setattr__(self, field.name, tuple(rule))
 
     def resolve(
         self, names: Sequence[str | None], beside: Sequence[Sequence[str | None]] = ()
     ) -> tuple[tuple[str, ...], ...]:
-        """The mesh axes of each dimension; a mesh axis serves an array once.
+        """The mesh axes that split each dimension of an array with these axis names.
 
-        beside: the names of arrays that are used together with this one. An `if_free`
-        axis counts only if it is free in each of them that has the same logical axis,
-        so that they are all split alike.
+        A name of None is a dimension that is not split. beside: the names of arrays
+        that are used together with this one. An `if_free` axis is used only if it is
+        free in each of them that has the same logical axis, so that they are all split
+        alike.
 
         Raises:
-          UserError: a name is unknown, or one mesh axis would serve two names.
+          UserError: a name is unknown, or a mesh axis would split two dimensions.
         """
         rules = [self._rule(name) for name in names]
-        owned: dict[str, str] = {}
+        used: dict[str, str] = {}
         for name, rule in zip(names, rules, strict=True):
             for axis in rule:
                 if isinstance(axis, str):
-                    _claim(owned, axis, str(name), names)
-        owners = frozenset(owned)
-        found = []
+                    _use(used, axis, str(name), names)
+        always_used = frozenset(used)
+        dims = []
         for name, rule in zip(names, rules, strict=True):
-            got = []
-            others = [self._owners(other) for other in beside if name in other]
-            taken = owners.union(*others)
+            others = [self._always_used(other) for other in beside if name in other]
+            taken = always_used.union(*others)
+            dim = []
             for item in rule:
                 if isinstance(item, IfFree) and item.axis not in taken:
-                    _claim(owned, item.axis, str(name), names)
-                    got.append(item.axis)
+                    _use(used, item.axis, str(name), names)
+                    dim.append(item.axis)
                 elif isinstance(item, str):
-                    got.append(item)
-            found.append(tuple(got))
-        return tuple(found)
+                    dim.append(item)
+            dims.append(tuple(dim))
+        return tuple(dims)
 
-    def _owners(self, names: Sequence[str | None]) -> set[str]:
-        rules = (item for name in names for item in self._rule(name))
-        return {item for item in rules if isinstance(item, str)}
+    def _always_used(self, names: Sequence[str | None]) -> set[str]:
+        """The mesh axes that split an array unconditionally."""
+        items = (item for name in names for item in self._rule(name))
+        return {item for item in items if isinstance(item, str)}
 
     def _rule(self, name: str | None) -> Rule:
         if name is None:
@@ -107,12 +128,13 @@ class Rules:
         return getattr(self, name)
 
 
-def _claim(
-    owned: dict[str, str], axis: str, name: str, names: Sequence[str | None]
+def _use(
+    used: dict[str, str], axis: str, name: str, names: Sequence[str | None]
 ) -> None:
-    if axis in owned:
+    """Enters in `used` that a mesh axis splits the logical axis `name`."""
+    if axis in used:
         raise UserError(
             f"An array {tuple(names)} would use mesh axis {axis!r} twice, for "
-            f"{owned[axis]!r} and {name!r}; give it to one of them as if_free({axis!r})."
+            f"{used[axis]!r} and {name!r}; give it to one of them as if_free({axis!r})."
         )
-    owned[axis] = name
+    used[axis] = name

@@ -177,8 +177,8 @@ def _fit(
         log = Log(
             write,
             every=experiment.log_every,
-            complete=meter_on(placed.mesh.devices.flat, forward_flops=forward),
-            before=(evaluate, save),
+            with_rates=meter_on(placed.mesh.devices.flat, forward_flops=forward),
+            flush_before=(evaluate, save),
         )
         state, history = fit(
             state,

@@ -1,1 +1,1 @@
-"""One class, in one file, for each kind of source."""
+"""Where text comes from: one class, in one file, for each kind of source."""

@@ -1,26 +1,30 @@
-"""What every kind of source gives: documents in parts, with a fingerprint of them."""
+"""What every kind of source offers: documents in parts, and their fingerprint."""
 
 import abc
 import dataclasses
 import functools
+from array import array
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from jaxpar.errors import UserError
 from jaxpar.sources import split
 
-DIVIDED = ("train", "heldout")
+TRAIN_AND_HELDOUT = ("train", "heldout")
 WHOLE = ("every",)
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One document; its first line is line number `line` of what is called `name`."""
+    """A text and where it comes from."""
 
     name: str
+    """The file, or the record, for messages."""
     text: bytes
+    """In UTF-8."""
     line: int = 1
+    """Number of its first line there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +36,15 @@ class Example:
 
 
 class Corpus(abc.ABC):
-    """A source opened: its documents, in a part to train on and a part held out.
+    """An opened source: its documents, split into a training and a held-out part.
 
-    Each kind of source is one such class; `jaxpar.sources.table` lists them. One
-    outside the package has to give `documents` and `fingerprint`.
+    Each kind of source is one subclass; `jaxpar.sources.table` lists them. One outside
+    the package has to define `documents` and `fingerprint`.
     """
 
     source: str = "The source"
     text_field: str = "text"
-    parts: tuple[str, ...] = DIVIDED
+    parts: tuple[str, ...] = TRAIN_AND_HELDOUT
 
     def __init__(
         self,
@@ -48,13 +52,13 @@ class Corpus(abc.ABC):
         *,
         source: str,
         text_field: str = "text",
-        parts: tuple[str, ...] = DIVIDED,
+        parts: tuple[str, ...] = TRAIN_AND_HELDOUT,
     ):
-        """name: what stands after the kind's word, such as a glob or a dataset's name.
+        """name: what follows the kind's word, such as a glob or a dataset's name.
 
         source: how the experiment spells it, for messages. text_field: the field that
-        holds the text, where records have fields. parts: DIVIDED, or WHOLE for all
-        documents in one part.
+        holds the text, where records have fields. parts: TRAIN_AND_HELDOUT, or WHOLE
+        for all documents in one part.
         """
         self.name, self.source = name, source
         self.text_field, self.parts = text_field, parts
@@ -64,7 +68,7 @@ class Corpus(abc.ABC):
         """The documents of each part, in a fixed order.
 
         Raises:
-          UserError: they are absent, damaged or not UTF-8.
+          UserError: they are absent, damaged or not UTF-8, or hold no text.
         """
 
     @abc.abstractmethod
@@ -78,7 +82,7 @@ class Corpus(abc.ABC):
 
     @property
     def has_only_examples(self) -> bool:
-        """Whether they can be read as nothing else."""
+        """Whether the records can be read as prompts with answers, and not as text."""
         return False
 
     def examples(self, part: str) -> Sequence[Example]:
@@ -86,12 +90,12 @@ class Corpus(abc.ABC):
         raise UserError(f"{self.source} holds no prompts with answers.")
 
     def n_records(self, part: str) -> int:
-        """How many documents or examples a part has."""
+        """How many records, of which examples are made, a part has."""
         return len(self.by_part.get(part, ()))
 
     @functools.cached_property
     def by_part(self) -> Mapping[str, Sequence[Document]]:
-        """What `documents` gave, once."""
+        """What `documents` returns, called once."""
         return self.documents()
 
     @property
@@ -99,9 +103,9 @@ class Corpus(abc.ABC):
         """More that is known of the source, for the receipt."""
         return {}
 
-    @classmethod
+    @classmethod  # noqa: B027 (most have nothing to fetch)
     def fetch(cls, name: str) -> None:
-        """Downloads what is not here yet; `jaxpar data prepare` alone asks for it."""
+        """Downloads what is missing; only `jaxpar data prepare` calls it."""
 
 
 class Lazy(Sequence[T]):
@@ -113,52 +117,60 @@ class Lazy(Sequence[T]):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, i: Any) -> Any:
+    @overload
+    def __getitem__(self, i: int) -> T: ...
+    @overload
+    def __getitem__(self, i: slice) -> "Lazy[T]": ...
+    def __getitem__(self, i: int | slice) -> "T | Lazy[T]":
+        if isinstance(i, slice):
+            return Lazy(self._indices[i], self._read)
         return self._read(self._indices[i])
 
 
-class Joined(Sequence[T]):
+def joined(sequences: Sequence[Sequence[T]]) -> Lazy[T]:
     """Several sequences, one after the other."""
 
-    def __init__(self, sequences: Sequence[Sequence[T]]):
-        self._sequences = sequences
-
-    def __len__(self) -> int:
-        return sum(len(sequence) for sequence in self._sequences)
-
-    def __getitem__(self, i: Any) -> Any:
-        for sequence in self._sequences:
+    def read(i: int) -> T:
+        for sequence in sequences:
             if i < len(sequence):
                 return sequence[i]
             i -= len(sequence)
         raise IndexError(i)
 
+    return Lazy(range(sum(len(sequence) for sequence in sequences)), read)
 
-def divide(documents: Sequence[Document]) -> dict[str, Sequence[Document]]:
-    """Parts of documents that have a number and no path.
 
-    Held out are those that the hash of their number chooses; of too few documents, the
-    end of each.
+def split_by_number(documents: Sequence[Document]) -> dict[str, Sequence[Document]]:
+    """The parts `train` and `heldout` of documents that have a number but no path.
+
+    The hash of its number puts a document into the held-out part; where it chooses
+    none, because there are few, the end of each document is held out.
     """
-    out = chosen_numbers(len(documents))
-    if out:
-        rest = [i for i in range(len(documents)) if i not in out]
+    n = len(documents)
+    if heldout := held_out_numbers(n):
         read = documents.__getitem__
-        return {"train": Lazy(rest, read), "heldout": Lazy(sorted(out), read)}
-    every = range(len(documents))
+        train = all_numbers_but(heldout, n)
+        return {"train": Lazy(train, read), "heldout": Lazy(heldout, read)}
     head = functools.partial(_cut, documents, keep_head=True)
     tail = functools.partial(_cut, documents, keep_head=False)
-    return {"train": Lazy(every, head), "heldout": Lazy(every, tail)}
+    return {"train": Lazy(range(n), head), "heldout": Lazy(range(n), tail)}
 
 
-def chosen_numbers(n: int) -> set[int]:
-    """The documents of n that the hash of their number holds out; none of too few."""
-    held = {i for i in range(n) if split.held_out(str(i))}
-    return held if n >= split.ONE_IN else set()
+def held_out_numbers(n: int) -> Sequence[int]:
+    """The numbers below n that their hash holds out; none where n is small."""
+    if n < split.ONE_IN:
+        return array("q")
+    return array("q", (i for i in range(n) if split.held_out(str(i))))
+
+
+def all_numbers_but(excluded: Sequence[int], n: int) -> Sequence[int]:
+    """The numbers below n that are not excluded, in order, in 8 bytes each."""
+    without = set(excluded)
+    return array("q", (i for i in range(n) if i not in without))
 
 
 def _cut(documents: Sequence[Document], i: int, *, keep_head: bool) -> Document:
     document = documents[i]
-    at = split.tail(document.text)
-    kept = slice(0, at) if keep_head else slice(at, None)
+    start = split.tail(document.text)
+    kept = slice(0, start) if keep_head else slice(start, None)
     return dataclasses.replace(document, text=document.text[kept])

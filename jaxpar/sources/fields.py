@@ -18,10 +18,12 @@ def holds_examples(names: Sequence[str]) -> bool:
 def choose(wanted: str, names: Sequence[str], where: str, others: Sequence[str]) -> str:
     """The field that holds the text: the wanted one, else the only one there is.
 
-    names: the fields that hold text. others: all the rest, for the message.
+    names: the fields that hold text. where: the file or directory, and others: the
+    rest of the fields, for the message.
 
     Raises:
-      UserError: there is no such field, and more or fewer than one to take instead.
+      UserError: no such field holds text, and not exactly one other does; or another
+        one than `text` was asked for.
     """
     if wanted in names:
         return wanted
@@ -40,16 +42,22 @@ def choose(wanted: str, names: Sequence[str], where: str, others: Sequence[str])
     )
 
 
-def text_of(record: Mapping[str, Any], field: str, where: str) -> bytes:
-    """The text of one record.
+def text_of(record: Mapping[str, Any], field: str, where: str, hint: str = "") -> bytes:
+    """The text of one record, in UTF-8.
+
+    Half of a surrogate pair, which JSON can spell and UTF-8 cannot, becomes "?".
 
     Raises:
-      UserError: the record has no text in this field.
+      UserError: the record has no text in this field; `hint` ends the message.
     """
     value = record.get(field)
-    if not isinstance(value, str):
-        raise UserError(f"{where} has no text {field!r}, only {sorted(record)}.")
-    return value.encode("utf-8", "replace")
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace")
+    if field not in record:
+        reason = f"only {sorted(record)}"
+    else:
+        reason = f"but {'null' if value is None else type(value).__name__}"
+    raise UserError(f"{where} has no text {field!r}, {reason}{hint}.")
 
 
 def example_of(record: Mapping[str, Any], where: str) -> Example:
@@ -58,12 +66,6 @@ def example_of(record: Mapping[str, Any], where: str) -> Example:
     Raises:
       UserError: one of them is missing, or is not a text.
     """
-    for name in (PROMPT, ANSWER):
-        if not isinstance(record.get(name), str):
-            raise UserError(
-                f"{where} has no text {name!r}, only {sorted(record)}; each must be an "
-                'object such as {"prompt": "...", "answer": "..."}.'
-            )
-    return Example(
-        answer=text_of(record, ANSWER, where), prompt=text_of(record, PROMPT, where)
-    )
+    hint = '; each must be an object such as {"prompt": "...", "answer": "..."}'
+    prompt = text_of(record, PROMPT, where, hint)
+    return Example(answer=text_of(record, ANSWER, where, hint), prompt=prompt)

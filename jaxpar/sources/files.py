@@ -1,8 +1,10 @@
-"""Local files by a glob: found, checked, and cut into a part held out."""
+"""Local files that a glob finds: checked for UTF-8, hashed, and split into parts."""
 
+import codecs
 import dataclasses
 import glob
 import hashlib
+import mmap
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,20 +12,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from jaxpar.errors import UserError
 from jaxpar.sources import split
 
+BLOCK_BYTES = 1 << 20
+
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """One file that was read once: it is not empty, and it is UTF-8."""
+    """A file of UTF-8 that is not empty."""
 
     path: pathlib.Path
     name: str
+    """The path from the glob's first wildcard on; decides whether it is held out."""
     digest: str
+    """SHA-256 of the bytes, in hexadecimal."""
     size: int
+    """In bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Bytes `start:stop` of a file; its first line is number `line`."""
+    """Bytes `start:stop` of a file; its first line is number `line` of the file."""
 
     path: pathlib.Path
     name: str
@@ -39,10 +46,14 @@ class Piece:
 
 
 def matching(pattern: str) -> dict[str, pathlib.Path]:
-    """The files that a glob finds, named from its first folder with a wildcard on."""
+    """The files that a glob finds, by their paths from its first wildcard on.
+
+    Raises:
+      UserError: there are none, or the pattern is a URL.
+    """
     if "://" in pattern:
         raise UserError(
-            f"files:{pattern} is no local path; copy the files here, "
+            f"files:{pattern} is not a local path; copy the files here, "
             "or mount them, and name them by a path."
         )
     pattern = os.path.expanduser(pattern)
@@ -53,34 +64,24 @@ def matching(pattern: str) -> dict[str, pathlib.Path]:
             f"files:{pattern} matches no file (from {pathlib.Path.cwd()}); "
             "quote the pattern, and use ** to look into folders."
         )
-    top = _fixed_part(pattern)
+    top = _before_wildcards(pattern)
     return {path.relative_to(top).as_posix(): path for path in paths}
 
 
-def scan(found: Mapping[str, pathlib.Path]) -> list[File]:
-    """Every file that is not empty, in the order of the names.
+def scan(paths: Mapping[str, pathlib.Path]) -> list[File]:
+    """The files that are not empty, in the order of their names.
 
     Raises:
       UserError: a file is not UTF-8 or cannot be read, or all are empty.
     """
     files = []
-    for name, path in sorted(found.items()):
-        try:
-            text = path.read_bytes()
-            text.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path} is not UTF-8 at byte {error.start}; convert it, "
-                "for example with iconv -f LATIN1 -t UTF-8."
-            ) from error
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-        if text:
-            digest = hashlib.sha256(text).hexdigest()
-            files.append(File(path, name, digest, len(text)))
+    for name, path in sorted(paths.items()):
+        digest, size = _digest_and_size(path)
+        if size:
+            files.append(File(path, name, digest, size))
     if not files:
-        names = ", ".join(str(path) for path in list(found.values())[:3])
-        raise UserError(f"Nothing to read: {names} ({len(found)} in all) is empty.")
+        names = ", ".join(str(path) for path in list(paths.values())[:3])
+        raise UserError(f"Nothing to read: {names} ({len(paths)} in all) is empty.")
     return files
 
 
@@ -89,27 +90,68 @@ def whole_files(files: Iterable[File]) -> list[Piece]:
     return [Piece(file.path, file.name, 0, file.size) for file in files]
 
 
-def divide(files: Sequence[File]) -> dict[str, list[Piece]]:
-    """The part to train on and the part held out: by hash, or the end of every file."""
+def split_by_name(files: Sequence[File]) -> dict[str, list[Piece]]:
+    """The parts `train` and `heldout` of some files.
+
+    The hash of a file's name puts whole files into the held-out part; of fewer than
+    20 files, or where it chooses none, the end of every file is held out.
+    """
     held = [file for file in files if split.held_out(file.name)]
     if len(files) >= split.ONE_IN and held:
         rest = [file for file in files if not split.held_out(file.name)]
         return {"train": whole_files(rest), "heldout": whole_files(held)}
     train, heldout = [], []
     for file in files:
-        text = file.path.read_bytes()
-        at = split.tail(text)
-        line = 1 + text.count(b"\n", 0, at)
-        train.append(Piece(file.path, file.name, 0, at))
-        heldout.append(Piece(file.path, file.name, at, file.size, line))
+        start, line = _tail_of_file(file.path)
+        train.append(Piece(file.path, file.name, 0, start))
+        heldout.append(Piece(file.path, file.name, start, file.size, line))
     return {"train": _not_empty(train), "heldout": _not_empty(heldout)}
+
+
+def _digest_and_size(path: pathlib.Path) -> tuple[str, int]:
+    """SHA-256 and bytes of a file of UTF-8, which need not fit into memory."""
+    digest, size, checked = hashlib.sha256(), 0, 0
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+                size += len(block)
+                decoder.decode(block)
+                # The decoder keeps the bytes of a character that a block cuts.
+                checked = size - len(decoder.getstate()[0])
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 at byte {checked + error.start}; convert it, "
+            "for example with iconv -f LATIN1 -t UTF-8."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    return digest.hexdigest(), size
+
+
+def _tail_of_file(path: pathlib.Path) -> tuple[int, int]:
+    """Where the held-out end of a file starts, in bytes, and the number of its line."""
+    with (
+        open(path, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
+    ):
+        start = split.tail(text)
+        blocks = range(0, start, BLOCK_BYTES)
+        newlines = sum(
+            text[block : min(block + BLOCK_BYTES, start)].count(b"\n")
+            for block in blocks
+        )
+    return start, 1 + newlines
 
 
 def _not_empty(pieces: Iterable[Piece]) -> list[Piece]:
     return [piece for piece in pieces if piece.stop > piece.start]
 
 
-def _fixed_part(pattern: str) -> pathlib.Path:
+def _before_wildcards(pattern: str) -> pathlib.Path:
+    """The folders of a glob up to its first part with a wildcard."""
     fixed = []
     for part in pathlib.Path(pattern).parts[:-1]:
         if glob.has_magic(part):

@@ -1,4 +1,4 @@
-"""Examples from Python source: a function -> the first line of its docstring."""
+"""Examples made of Python source: a function -> the first line of its docstring."""
 
 import ast
 import re
@@ -10,13 +10,13 @@ from jaxpar.errors import UserError
 from jaxpar.sources.corpus import Document, Example
 
 SEPARATOR = b"\n# docstring: "
-"""Ends a prompt made of a function: what follows is the docstring's first line."""
+"""Ends a prompt that is a function; the docstring's first line follows."""
 NEWLINE = re.compile(rb"\r\n|\r|\n")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def examples(document: Document) -> Iterator[Example]:
-    """Each function, without its docstring, with the docstring's first line as answer.
+    """Each function without its docstring, and the docstring's first line as answer.
 
     Raises:
       UserError: the document cannot be parsed as Python.
@@ -24,7 +24,7 @@ def examples(document: Document) -> Iterator[Example]:
     source = document.text
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Of invalid escapes in others' code.
+            warnings.simplefilter("ignore")  # Invalid escapes in others' code.
             tree = ast.parse(source)
     except (SyntaxError, ValueError) as error:
         raise UserError(f"{document.name} cannot be parsed: {error}.") from error

@@ -3,9 +3,10 @@
 import bisect
 import functools
 import json
+import pathlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar, overload
 
 from jaxpar.errors import UserError
 from jaxpar.sources import fields
@@ -14,21 +15,22 @@ from jaxpar.sources.files import Piece
 from jaxpar.sources.text_files import TextFiles
 
 FORMAT = 1
-LOOKED_AT = 20
-"""So many first lines say what the lines hold."""
+N_FIRST_LINES = 20
+"""So many first lines decide which fields all lines have."""
 T = TypeVar("T")
 
 
 class Line(NamedTuple):
-    """A line that starts at byte `start` of a file, and its number there."""
+    """A line, with its file's name and its number there."""
 
-    piece: Piece
-    start: int
+    name: str
     number: int
+    text: bytes
 
     @property
     def where(self) -> str:
-        return f"{self.piece.name}, line {self.number}:"
+        """File and line number, for messages."""
+        return f"{self.name}, line {self.number}:"
 
     def record(self) -> dict[str, Any]:
         """The object on the line.
@@ -36,19 +38,16 @@ class Line(NamedTuple):
         Raises:
           UserError: it is not JSON, or not an object.
         """
-        with open(self.piece.path, "rb") as file:
-            file.seek(self.start)
-            text = file.readline()
         try:
-            found = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{self.where} is no JSON ({error}).") from error
-        if not isinstance(found, dict):
+            value = json.loads(self.text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self.where} is not JSON ({error}).") from error
+        if not isinstance(value, dict):
             raise UserError(
-                f"{self.where} is no object, but {type(found).__name__}; each line must "
-                'be one, such as {"text": "..."}.'
+                f"{self.where} is not an object, but {type(value).__name__}; each line "
+                'must be one, such as {"text": "..."}.'
             )
-        return found
+        return value
 
 
 class JsonLines(TextFiles):
@@ -59,7 +58,7 @@ class JsonLines(TextFiles):
 
         def document(line: Line) -> Document:
             text = fields.text_of(line.record(), field, line.where)
-            return Document(line.piece.name, text, line.number)
+            return Document(line.name, text, line.number)
 
         return {
             part: self._read(lines, document)
@@ -69,14 +68,12 @@ class JsonLines(TextFiles):
 
     @property
     def has_examples(self) -> bool:
-        """Whether any of the first lines is one: then all lines must be."""
-        records = (line.record() for line in self._first_lines)
-        return any(fields.holds_examples(_texts(record)) for record in records)
+        """Whether any of the first lines is an example: then every line must be."""
+        return any(fields.holds_examples(_text_fields(r)) for r in self._first_records)
 
     @property
     def has_only_examples(self) -> bool:
-        first = self._first_lines[0].record()
-        return self.has_examples and self.text_field not in _texts(first)
+        return self.has_examples and self.text_field not in self._text_fields
 
     def examples(self, part: str) -> Sequence[Example]:
         def example(line: Line) -> Example:
@@ -92,7 +89,7 @@ class JsonLines(TextFiles):
         return Lazy(range(len(lines)), lambda i: read(lines[i]))
 
     def identity(self) -> dict[str, Any]:
-        """Of examples, as it has always been; documents are read in a newer way."""
+        """As of plain text for examples, so that older runs of them can be resumed."""
         identity = super().identity()
         if self.has_only_examples:
             return identity
@@ -100,54 +97,82 @@ class JsonLines(TextFiles):
 
     @functools.cached_property
     def _field(self) -> str:
-        first = self._first_lines[0]
-        record = first.record()
-        names = _texts(record)
-        others = sorted(record.keys() - {*names})
-        return fields.choose(self.text_field, names, first.where, others)
+        names = self._text_fields
+        others = {name for record in self._first_records for name in record} - {*names}
+        where = self._first_lines[0].where
+        return fields.choose(self.text_field, names, where, sorted(others))
+
+    @functools.cached_property
+    def _text_fields(self) -> list[str]:
+        """The fields that hold text in any of the first lines."""
+        names = (name for r in self._first_records for name in _text_fields(r))
+        return list(dict.fromkeys(names))
+
+    @functools.cached_property
+    def _first_records(self) -> list[dict[str, Any]]:
+        return [line.record() for line in self._first_lines]
 
     @functools.cached_property
     def _first_lines(self) -> list[Line]:
-        lines = [line for part in self._lines.values() for line in part[:LOOKED_AT]]
-        if not lines:
+        starts = (lines[:N_FIRST_LINES] for lines in self._lines.values())
+        first = [line for start in starts for line in start][:N_FIRST_LINES]
+        if not first:
             raise UserError(f"{self.source}: every line is blank; there is no record.")
-        return lines[:LOOKED_AT]
+        return first
 
     @functools.cached_property
     def _lines(self) -> dict[str, "Lines"]:
         return {part: Lines(pieces) for part, pieces in self.pieces.items()}
 
 
-def _texts(record: Mapping[str, Any]) -> list[str]:
-    """The fields that hold text."""
+def _text_fields(record: Mapping[str, Any]) -> list[str]:
     return [name for name, value in record.items() if isinstance(value, str)]
 
 
 class Lines(Sequence[Line]):
-    """The lines of some pieces that are not blank; 16 bytes of memory for each."""
+    """The lines of some pieces that are not blank; 16 bytes of memory for each.
+
+    They are read when they are asked for, from a file that stays open for the next one.
+    """
 
     def __init__(self, pieces: Sequence[Piece]):
         self._pieces = pieces
-        self._starts, self._numbers, counts = array("q"), array("q"), [0]
+        self._open_file = functools.lru_cache(maxsize=1)(_open)
+        self._starts, self._numbers = array("q"), array("q")
+        # How many lines there are before each piece.
+        self._before = [0]
         for piece in pieces:
             for start, number in _not_blank(piece):
                 self._starts.append(start)
                 self._numbers.append(number)
-            counts.append(len(self._starts))
-        self._counts = counts
+            self._before.append(len(self._starts))
 
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __getitem__(self, i: Any) -> Any:
+    @overload
+    def __getitem__(self, i: int) -> Line: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Line]: ...
+    def __getitem__(self, i: int | slice) -> Line | list[Line]:
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
-        piece = self._pieces[bisect.bisect(self._counts, range(len(self))[i]) - 1]
-        return Line(piece, self._starts[i], self._numbers[i])
+        i = range(len(self))[i]
+        piece = self._pieces[bisect.bisect(self._before, i) - 1]
+        file = self._open_file(piece.path)
+        file.seek(self._starts[i])
+        return Line(piece.name, self._numbers[i], file.readline())
+
+
+def _open(path: pathlib.Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _not_blank(piece: Piece) -> Iterator[tuple[int, int]]:
-    """Where each line that is not blank starts, and its number in the file."""
+    """The start, in bytes, and the number of each line that is not blank."""
     start = piece.start
     with open(piece.path, "rb") as file:
         file.seek(start)

@@ -1,36 +1,48 @@
-"""Parquet files: a row is a document, or a prompt with its answer."""
+"""Parquet files: each row is a document, or a prompt with its answer."""
 
 import bisect
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from jaxpar import cache
 from jaxpar.errors import UserError
-from jaxpar.sources import fields, files
+from jaxpar.sources import fields, files, split
 from jaxpar.sources.corpus import (
     WHOLE,
     Corpus,
     Document,
     Example,
     Lazy,
-    chosen_numbers,
-    divide,
+    all_numbers_but,
+    held_out_numbers,
+    split_by_number,
 )
 
 FORMAT = 1
-T = TypeVar("T")
 
 
 class Group(NamedTuple):
-    """One row group of a file; its rows are numbered from `first` over all files."""
+    """One row group of a file; row groups and rows are numbered from 0."""
 
     name: str
     path: pathlib.Path
-    index: int
+    number: int
+    """Of the row group in its file."""
     first: int
+    """Number of its first row, over all files."""
+    first_in_file: int
+    """Number of its first row in its file."""
     n_rows: int
+
+
+class Columns(NamedTuple):
+    """The names of one file's columns."""
+
+    name: str
+    texts: list[str]
+    others: list[str]
 
 
 class ParquetFiles(Corpus):
@@ -44,7 +56,7 @@ class ParquetFiles(Corpus):
             return Document(where, fields.text_of(row, field, where))
 
         every = Lazy(range(self._n_rows), document)
-        return {WHOLE[0]: every} if self.parts == WHOLE else divide(every)
+        return {WHOLE[0]: every} if self.parts == WHOLE else split_by_number(every)
 
     @property
     def has_examples(self) -> bool:
@@ -59,43 +71,51 @@ class ParquetFiles(Corpus):
             row, where = self._row(i, (fields.PROMPT, fields.ANSWER))
             return fields.example_of(row, where)
 
-        return Lazy(self._rows_of(part), example)
+        return Lazy(self._rows[part], example)
 
     def n_records(self, part: str) -> int:
-        return len(
-            self._rows_of(part) if self.has_only_examples else self.by_part[part]
-        )
+        return len(self._rows[part])
 
-    def _rows_of(self, part: str) -> Sequence[int]:
-        held = chosen_numbers(self._n_rows)
-        if part == "heldout":
-            return sorted(held)
-        rest = () if part == WHOLE[0] else held
-        return [i for i in range(self._n_rows) if i not in rest]
+    @functools.cached_property
+    def _rows(self) -> dict[str, Sequence[int]]:
+        """The rows of each part's examples, by their numbers over all files."""
+        if self.parts == WHOLE:
+            return {WHOLE[0]: range(self._n_rows)}
+        n = self._n_rows
+        # Where the hash chooses none, the last ones: an example is never cut in two.
+        heldout = held_out_numbers(n) or range(n - max(n // split.ONE_IN, 1), n)
+        return {"train": all_numbers_but(heldout, n), "heldout": heldout}
 
     def fingerprint(self) -> str:
         return cache.key(
             parquet=FORMAT,
             field=None if self.has_only_examples else self._field,
-            files=[[name, cache.sha256(path)] for name, path in self._found],
+            files=self._digests,
             versions=cache.versions("pyarrow"),
             parts=self.parts,
         )
 
     @functools.cached_property
-    def _found(self) -> list[tuple[str, pathlib.Path]]:
+    def _digests(self) -> list[list[str]]:
+        return [[name, cache.sha256(path)] for name, path in self._paths]
+
+    @functools.cached_property
+    def _paths(self) -> list[tuple[str, pathlib.Path]]:
         return sorted(files.matching(self.name).items())
 
     @functools.cached_property
     def _groups(self) -> list[Group]:
+        """The row groups that have rows."""
         groups, first = [], 0
-        for name, path in self._found:
-            metadata = _open(path).metadata
-            for index in range(metadata.num_row_groups):
-                n_rows = metadata.row_group(index).num_rows
+        for name, path in self._paths:
+            metadata, first_in_file = _open(path).metadata, 0
+            for number in range(metadata.num_row_groups):
+                n_rows = metadata.row_group(number).num_rows
                 if n_rows:
-                    groups.append(Group(name, path, index, first, n_rows))
-                    first += n_rows
+                    groups.append(
+                        Group(name, path, number, first, first_in_file, n_rows)
+                    )
+                first, first_in_file = first + n_rows, first_in_file + n_rows
         if not groups:
             raise UserError(f"{self.source} has no rows.")
         return groups
@@ -105,55 +125,85 @@ class ParquetFiles(Corpus):
         return self._groups[-1].first + self._groups[-1].n_rows
 
     @functools.cached_property
+    def _columns(self) -> list[Columns]:
+        """Of every file that has rows: writers do not know an empty column's type."""
+        paths = dict.fromkeys((group.name, group.path) for group in self._groups)
+        return [_columns(name, path) for name, path in paths]
+
+    @functools.cached_property
     def _text_columns(self) -> list[str]:
         """The columns that hold text in every file."""
-        first, *others = (set(_text_columns(path)) for _, path in self._found)
+        first, *others = (set(columns.texts) for columns in self._columns)
         return sorted(first.intersection(*others))
 
     @functools.cached_property
     def _field(self) -> str:
-        name, path = self._found[0]
-        others = sorted({*_open(path).schema_arrow.names} - {*self._text_columns})
-        return fields.choose(self.text_field, self._text_columns, name, others)
+        wanted, names = self.text_field, self._text_columns
+        having = [c.name for c in self._columns if wanted in c.texts]
+        lacking = [c.name for c in self._columns if wanted not in c.texts]
+        if having and lacking:
+            raise UserError(
+                f"{lacking[0]} has no text in a column {wanted!r}, and {having[0]} "
+                "has; give files with the same columns, or name a column that holds "
+                f"text in all of them with --data.text-field: {names}."
+            )
+        first = self._columns[0]
+        alike = all({*c.texts} == {*names} for c in self._columns)
+        where = first.name if alike else f"{self.source}, in every file,"
+        return fields.choose(wanted, names, where, first.others)
 
     def _row(self, i: int, columns: tuple[str, ...]) -> tuple[dict[str, Any], str]:
-        """A row's values in some columns, and where it stands."""
+        """A row's values in some columns, and where it is."""
         group = self._groups[bisect.bisect(self._firsts, i) - 1]
-        table = self._table(group, columns)
-        at = i - group.first
-        row = {name: table.column(name)[at].as_py() for name in columns}
-        return row, f"{group.name}, row {self._row_in_file(group) + at}"
-
-    def _row_in_file(self, group: Group) -> int:
-        return group.first - next(g.first for g in self._groups if g.path == group.path)
+        table, k = self._read_group(group, columns), i - group.first
+        where = f"{group.name}, row {group.first_in_file + k}"
+        try:
+            return {name: table.column(name)[k].as_py() for name in columns}, where
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{where} is not UTF-8 at byte {error.start} of its text; write the "
+                "file again."
+            ) from error
 
     @functools.cached_property
     def _firsts(self) -> list[int]:
         return [group.first for group in self._groups]
 
     @functools.cached_property
-    def _table(self) -> Callable[[Group, tuple[str, ...]], Any]:
-        """Reads a row group; the last two read are kept, since rows come in order."""
+    def _read_group(self) -> Callable[[Group, tuple[str, ...]], Any]:
+        """Reads a row group; the last two are kept, since rows are read in order."""
 
         @functools.lru_cache(maxsize=2)
         def read(group: Group, columns: tuple[str, ...]) -> Any:
             try:
-                return _open(group.path).read_row_group(group.index, [*columns])
+                return _open(group.path).read_row_group(group.number, [*columns])
             except Exception as error:  # pyarrow raises its own types and OSError.
                 raise _damaged(group.path, error) from error
 
         return read
 
 
-def _text_columns(path: pathlib.Path) -> Iterator[str]:
-    import pyarrow.types as types
+def _columns(name: str, path: pathlib.Path) -> Columns:
+    schema = _open(path).schema_arrow
+    texts = [column.name for column in schema if _is_text(column.type)]
+    return Columns(name, texts, sorted({*schema.names} - {*texts}))
 
-    for column in _open(path).schema_arrow:
-        if types.is_string(column.type) or types.is_large_string(column.type):
-            yield column.name
+
+def _is_text(data_type: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_dictionary(data_type):
+        return _is_text(data_type.value_type)
+    checks = (types.is_string, types.is_large_string, types.is_string_view)
+    return any(check(data_type) for check in checks)
 
 
 def _open(path: pathlib.Path) -> Any:
+    """A pyarrow.parquet.ParquetFile.
+
+    Raises:
+      UserError: the file is damaged, or is no Parquet.
+    """
     import pyarrow.parquet
 
     try:
@@ -163,5 +213,5 @@ def _open(path: pathlib.Path) -> Any:
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> UserError:
-    cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(f"{path} cannot be read as Parquet: {cause}")
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(f"{path} cannot be read as Parquet: {reason}")

@@ -1,4 +1,4 @@
-"""The running interpreter's own standard library: the embedded default corpus."""
+"""The running interpreter's standard library: the corpus that needs no download."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ from jaxpar.sources import functions
 from jaxpar.sources.corpus import Example
 from jaxpar.sources.text_files import TextFiles
 
-# Near-duplicates of one another, tests, other people's code, this machine's paths.
+# Near-duplicates of one another, tests, third-party code, this machine's paths.
 LEFT_OUT = {
     "encodings", "test", "tests", "idle_test", "lib2to3",
     "site-packages", "dist-packages", "__pycache__",
@@ -18,10 +18,10 @@ LEFT_OUT_PREFIXES = ("_sysconfigdata", "config-")
 
 
 class StandardLibrary(TextFiles):
-    """Its modules without tests; examples are functions with their docstrings."""
+    """The modules without tests; examples are functions with their docstrings."""
 
     def find(self) -> dict[str, pathlib.Path]:
-        """Its modules by relative path."""
+        """The modules by relative path."""
         return modules()
 
     @property
@@ -35,17 +35,17 @@ class StandardLibrary(TextFiles):
 
 
 def modules() -> dict[str, pathlib.Path]:
-    """The running interpreter's own modules by relative path, without tests."""
+    """The files of the standard library by relative path, without tests."""
     top = pathlib.Path(sysconfig.get_paths()["stdlib"])
-    found = {}
+    paths = {}
     for folder, folders, files in os.walk(top):
-        folders[:] = [f for f in folders if _belongs(f)]
+        folders[:] = [f for f in folders if _is_included(f)]
         for file in files:
-            if file.endswith(".py") and _belongs(file):
+            if file.endswith(".py") and _is_included(file):
                 path = pathlib.Path(folder, file)
-                found[path.relative_to(top).as_posix()] = path
-    return found
+                paths[path.relative_to(top).as_posix()] = path
+    return paths
 
 
-def _belongs(name: str) -> bool:
+def _is_included(name: str) -> bool:
     return name not in LEFT_OUT and not name.startswith(LEFT_OUT_PREFIXES)

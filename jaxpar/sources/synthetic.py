@@ -1,4 +1,4 @@
-"""Documents from a Markov chain whose entropy is known."""
+"""Synthetic documents, drawn from a Markov chain whose entropy is known."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,23 +7,23 @@ from typing import Any
 import numpy as np
 
 from jaxpar import cache
-from jaxpar.sources.corpus import WHOLE, Corpus, Document, Joined, divide
+from jaxpar.sources.corpus import WHOLE, Corpus, Document, joined, split_by_number
 
 SYMBOLS = np.frombuffer(b"abcdefghijklmno\n", np.uint8)
 N_DOCUMENTS, LENGTH = 1_024, 1_024
-CONCENTRATION = 0.2  # Of the Dirichlet rows: some 3 likely successors of each symbol.
+CONCENTRATION = 0.2  # Of the Dirichlet rows: about 3 likely successors of each symbol.
 SEED = 20_260_101
 
 
 class Synthetic(Corpus):
-    """Documents drawn from the chain; needs NumPy only."""
+    """Documents drawn from the chain; needs only NumPy."""
 
     def documents(self) -> Mapping[str, Sequence[Document]]:
         texts = enumerate(documents())
-        divided = divide([Document(str(i), text) for i, text in texts])
+        parts = split_by_number([Document(str(i), text) for i, text in texts])
         if self.parts == WHOLE:
-            return {WHOLE[0]: Joined([divided["train"], divided["heldout"]])}
-        return divided
+            return {WHOLE[0]: joined([parts["train"], parts["heldout"]])}
+        return parts
 
     def fingerprint(self) -> str:
         texts = [text.decode() for text in documents()]
@@ -39,17 +39,19 @@ class Chain:
     """A first-order Markov chain over `SYMBOLS`, started in its stationary state."""
 
     transition: np.ndarray
+    """Probability of each next symbol [after, next]."""
     stationary: np.ndarray
+    """Probability of each symbol."""
 
     @property
     def entropy(self) -> float:
-        """Nats per symbol, once the symbol before is known."""
+        """Entropy of a symbol where the one before it is known, in nats."""
         nats = -np.sum(self.transition * np.log(self.transition), axis=1)
         return float(self.stationary @ nats)
 
 
 def chain() -> Chain:
-    """The one chain that jaxpar draws from."""
+    """The chain that all synthetic documents are drawn from."""
     n = len(SYMBOLS)
     draws = np.random.default_rng(SEED).gamma(CONCENTRATION, size=(n, n)) + 1e-6
     transition = draws / draws.sum(axis=1, keepdims=True)

@@ -1,7 +1,7 @@
 """The table of all kinds of source, by how `--data.source` spells them."""
 
 from jaxpar.errors import UserError
-from jaxpar.sources.corpus import DIVIDED, Corpus
+from jaxpar.sources.corpus import TRAIN_AND_HELDOUT, Corpus
 from jaxpar.sources.files import matching
 from jaxpar.sources.jsonl import JsonLines
 from jaxpar.sources.parquet import ParquetFiles
@@ -18,16 +18,19 @@ SOURCES: dict[str, type[Corpus]] = {
     "files:*.jsonl": JsonLines,
     "files:*.parquet": ParquetFiles,
 }
-"""A word, with a colon where a name follows; files by what their names end in."""
+"""By a word, with a colon where a name follows; files by what their names end in."""
 FILES = "files:"
 AS_PLAIN_TEXT = ""
 """As `text_field`: files are read as plain text, whatever their names end in."""
 
 
 def open_source(
-    source: str, *, text_field: str = "text", parts: tuple[str, ...] = DIVIDED
+    source: str,
+    *,
+    text_field: str = "text",
+    parts: tuple[str, ...] = TRAIN_AND_HELDOUT,
 ) -> Corpus:
-    """The source that a text such as "files:*.txt" names.
+    """The source that a text such as "files:*.txt" names; see Corpus.__init__.
 
     Raises:
       UserError: there is no such kind, or a glob finds files of several kinds.
@@ -37,7 +40,11 @@ def open_source(
 
 
 def find_kind(source: str, *, text_field: str = "text") -> tuple[type[Corpus], str]:
-    """The class of a source, and the name that is left for it."""
+    """The class of a source, and what follows the kind's word.
+
+    Raises:
+      UserError: there is no such kind, or a glob finds files of several kinds.
+    """
     word, colon, name = source.partition(":")
     key = word + colon
     if key not in SOURCES or bool(colon) != bool(name):
@@ -51,15 +58,16 @@ def find_kind(source: str, *, text_field: str = "text") -> tuple[type[Corpus], s
 
 
 def _kind_of_files(source: str, pattern: str) -> str:
-    """One kind for all files that a glob finds."""
-    found: dict[str, str] = {}
+    """The key of the one kind that all files of a glob have."""
+    first_files: dict[str, str] = {}
     for name, path in sorted(matching(pattern).items()):
         key = f"{FILES}*{path.suffix.lower()}"
-        found.setdefault(key if key in SOURCES else FILES, name)
-    if len(found) > 1:
+        first_files.setdefault(key if key in SOURCES else FILES, name)
+    if len(first_files) > 1:
+        names = ", ".join(first_files.values())
         raise UserError(
-            f"{source} finds files of several kinds ({', '.join(found.values())}); "
+            f"{source} finds files of several kinds ({names}); "
             "name one kind, as in files:texts/*.jsonl, or read all of them as plain "
             'text with --data.text-field "".'
         )
-    return next(iter(found))
+    return next(iter(first_files))

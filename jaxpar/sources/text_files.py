@@ -1,4 +1,4 @@
-"""Plain text files, each of them a document."""
+"""Plain text files: each is a document."""
 
 import functools
 import pathlib
@@ -11,14 +11,14 @@ from jaxpar.sources import files
 from jaxpar.sources.corpus import WHOLE, Corpus, Document, Lazy
 
 STREAMED_BYTES = 1_000_000_000
-"""Files above this, all together, are read in place and not through TFDS records."""
+"""Files of more bytes than this, all together, are not copied to TFDS records."""
 
 
 class TextFiles(Corpus):
     """UTF-8 files that a glob finds."""
 
     def find(self) -> dict[str, pathlib.Path]:
-        """The files by their names, which decide what is held out."""
+        """The files by their names, whose hashes decide what is held out."""
         return files.matching(self.name)
 
     def documents(self) -> Mapping[str, Sequence[Document]]:
@@ -30,7 +30,7 @@ class TextFiles(Corpus):
         return cache.key(**self.identity())
 
     def identity(self) -> dict[str, Any]:
-        """What the fingerprint is taken of: files, pieces, versions that read them."""
+        """What the fingerprint is a hash of: files, pieces, versions that read them."""
         pieces = {
             part: [[p.name, p.start, p.stop] for p in pieces]
             for part, pieces in self.pieces.items()
@@ -43,26 +43,26 @@ class TextFiles(Corpus):
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"empty_files": len(self.found) - len(self.scanned)}
+        return {"empty_files": len(self.paths) - len(self.scanned)}
 
     @functools.cached_property
-    def found(self) -> dict[str, pathlib.Path]:
-        """The files, the empty ones too."""
+    def paths(self) -> dict[str, pathlib.Path]:
+        """The files, including the empty ones."""
         return self.find()
 
     @functools.cached_property
     def scanned(self) -> list[files.File]:
-        """The files that hold something, each of them read and checked."""
-        return files.scan(self.found)
+        """The files that are not empty, each of them read and checked."""
+        return files.scan(self.paths)
 
     @functools.cached_property
     def pieces(self) -> dict[str, list[files.Piece]]:
-        """The pieces of files that make up each part; a part without any is left out."""
+        """The pieces of files in each part; a part without any has no entry."""
         if self.parts == WHOLE:
-            divided = {WHOLE[0]: files.whole_files(self.scanned)}
+            by_part = {WHOLE[0]: files.whole_files(self.scanned)}
         else:
-            divided = files.divide(self.scanned)
-        return {part: pieces for part, pieces in divided.items() if pieces}
+            by_part = files.split_by_name(self.scanned)
+        return {part: pieces for part, pieces in by_part.items() if pieces}
 
 
 def _in_place(pieces: Sequence[files.Piece]) -> Lazy[Document]:
@@ -76,7 +76,7 @@ def _in_place(pieces: Sequence[files.Piece]) -> Lazy[Document]:
 def _through_records(
     fingerprint: str, pieces: dict[str, list[files.Piece]]
 ) -> dict[str, Lazy[Document]]:
-    """The documents as TFDS keeps them: ArrayRecord files in the cache."""
+    """The documents, read from ArrayRecord files that TFDS writes into the cache."""
     from jaxpar.sources import records
 
     path = cache.build_once(
@@ -89,7 +89,7 @@ def _through_records(
     }
 
 
-def _records(examples: Sequence, place: str) -> Lazy[Document]:
+def _records(examples: Sequence[Mapping[str, Any]], place: str) -> Lazy[Document]:
     def read(i: int) -> Document:
         example = read_record(examples, i, place)
         name = as_bytes(example["path"]).decode()
@@ -98,8 +98,10 @@ def _records(examples: Sequence, place: str) -> Lazy[Document]:
     return Lazy(range(len(examples)), read)
 
 
-def read_record(examples: Sequence, i: int, place: str) -> Mapping[str, Any]:
-    """One example of a TFDS data source.
+def read_record(
+    examples: Sequence[Mapping[str, Any]], i: int, place: str
+) -> Mapping[str, Any]:
+    """One example of a TFDS data source; `place` names it in messages.
 
     Raises:
       UserError: it cannot be read.
@@ -114,5 +116,5 @@ def read_record(examples: Sequence, i: int, place: str) -> Mapping[str, Any]:
 
 
 def as_bytes(text: bytes | str) -> bytes:
-    """TFDS gives a text as bytes or as str."""
+    """A text in UTF-8; TFDS returns bytes or str."""
     return text.encode() if isinstance(text, str) else bytes(text)

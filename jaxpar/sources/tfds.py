@@ -13,7 +13,14 @@ from typing import Any
 
 from jaxpar.errors import UserError
 from jaxpar.sources import fields
-from jaxpar.sources.corpus import WHOLE, Corpus, Document, Joined, Lazy, divide
+from jaxpar.sources.corpus import (
+    WHOLE,
+    Corpus,
+    Document,
+    Lazy,
+    joined,
+    split_by_number,
+)
 from jaxpar.sources.text_files import as_bytes, read_record
 
 NAME = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*(:\d+\.\d+\.\d+)?")
@@ -23,7 +30,7 @@ CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 
 class PreparedDataset(Corpus):
-    """A dataset of TFDS; held out is its split `validation`, else `test`.
+    """A dataset of TFDS; its split `validation` is held out, or else `test`.
 
     With neither of these, the hash of a document's number decides.
     """
@@ -35,7 +42,7 @@ class PreparedDataset(Corpus):
     def documents(self) -> Mapping[str, Sequence[Document]]:
         splits = self._splits
         if self.parts == WHOLE:
-            return {WHOLE[0]: Joined([*splits.values()])}
+            return {WHOLE[0]: joined([*splits.values()])}
         if "train" not in splits:
             raise UserError(
                 f"{self.source} has no examples to learn from: its splits are "
@@ -44,10 +51,10 @@ class PreparedDataset(Corpus):
         for other in ("validation", "test"):
             if other in splits:
                 return {"train": splits["train"], "heldout": splits[other]}
-        return divide(splits["train"])
+        return split_by_number(splits["train"])
 
     def fingerprint(self) -> str:
-        """Of what the dataset says of itself, and of its files' sizes and ends."""
+        """A hash of the files' names, sizes, first and last EDGE_BYTES."""
         digest = hashlib.sha256()
         for file in sorted(self._path.iterdir()):
             if not file.is_file() or file.name.startswith("."):
@@ -75,7 +82,9 @@ class PreparedDataset(Corpus):
         opened = open_splits(self._path)
         return {name: self._documents(name, data) for name, data in opened.items()}
 
-    def _documents(self, split: str, examples: Sequence) -> Lazy[Document]:
+    def _documents(
+        self, split: str, examples: Sequence[Mapping[str, Any]]
+    ) -> Lazy[Document]:
         def read(i: int) -> Document:
             example = read_record(examples, i, f"{self._path}, split {split}")
             return Document(f"{split}[{i}]", as_bytes(example[self._field]))
@@ -84,14 +93,13 @@ class PreparedDataset(Corpus):
 
 
 def directory(name: str) -> pathlib.Path:
-    """Where `tfds:NAME` (or a directory itself) was prepared; looks at no network.
+    """Where `tfds:NAME` was prepared, or the directory itself; needs no network.
 
     Raises:
       UserError: it is not there, is no name, or is not stored as ArrayRecord.
     """
-    given = pathlib.Path(name).expanduser()
-    home = data_dir()
-    if given.is_dir() and (path := _newest(given)):
+    folder, top = pathlib.Path(name).expanduser(), data_dir()
+    if folder.is_dir() and (path := _newest(folder)):
         return _checked(path)
     if not NAME.fullmatch(name) or ".." in name:
         raise UserError(
@@ -99,10 +107,10 @@ def directory(name: str) -> pathlib.Path:
             "wiki40b/en or wiki40b/en:1.3.0."
         )
     stem, _, version = name.partition(":")
-    path = home / stem / version if version else _newest(home / stem)
+    path = top / stem / version if version else _newest(top / stem)
     if path is None or not (path / "dataset_info.json").is_file():
         raise UserError(
-            f"tfds:{name} is not prepared under {home}. Where there is a network, run "
+            f"tfds:{name} is not prepared under {top}. Where there is a network, run "
             f"`jaxpar data prepare EXPERIMENT --data.source tfds:{name}`, copy the "
             "directory here, and set TFDS_DATA_DIR to it."
         )
@@ -130,10 +138,10 @@ def fetch(name: str) -> pathlib.Path:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import downloader
 
-    # The default keeps a machine without a network waiting for minutes.
+    # With the default, a machine without a network waits for minutes.
     downloader.MAX_RETRIES = 1
     try:
-        import tensorflow_datasets.text  # noqa: F401  It makes old names known.
+        import tensorflow_datasets.text  # noqa: F401  It registers old names.
 
         builder = tfds.builder(
             name, file_format="array_record", data_dir=str(data_dir())
@@ -141,17 +149,17 @@ def fetch(name: str) -> pathlib.Path:
         with contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare()
     except Exception as error:  # Builders raise whatever their sources do.
-        cause = str(error).strip().splitlines() or [type(error).__name__]
+        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"tfds:{name} could not be prepared: {cause[0]} Check the name and the "
+            f"tfds:{name} could not be prepared: {reason[0]} Check the name and the "
             "network; builders that use TensorFlow or Beam need "
             '`pip install "jaxpar[tfds-full]" apache-beam`.'
         ) from error
     return directory(name)
 
 
-def open_splits(path: pathlib.Path) -> Mapping[str, Sequence]:
-    """Split name -> random access to its examples, for the splits that have any."""
+def open_splits(path: pathlib.Path) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    """Random access to the examples of each split that has any."""
     import tensorflow_datasets as tfds
 
     try:
@@ -171,14 +179,18 @@ def open_splits(path: pathlib.Path) -> Mapping[str, Sequence]:
 
 
 def text_field(path: pathlib.Path, wanted: str = fields.DEFAULT) -> str:
-    """The feature to read: the wanted one, else the only text there is."""
+    """The feature to read: the wanted one, else the only one that holds text.
+
+    Raises:
+      UserError: there is neither.
+    """
     features = _features(path)
     texts = _texts(features)
     return fields.choose(wanted, texts, str(path), sorted({*features} - {*texts}))
 
 
 def _usual_field(path: pathlib.Path) -> str | None:
-    """The field that is read where none is asked for; None where that is refused."""
+    """The field that is read by default; None where the default is refused."""
     try:
         return text_field(path)
     except UserError:
@@ -190,29 +202,33 @@ def _features(path: pathlib.Path) -> dict[str, dict]:
 
 
 def _texts(features: Mapping[str, dict]) -> list[str]:
-    return [name for name, kind in features.items() if "text" in kind]
+    return [name for name, feature in features.items() if "text" in feature]
 
 
 def _newest(folder: pathlib.Path) -> pathlib.Path | None:
+    """A dataset's directory, or that of its newest version; None if neither is here."""
     if (folder / "dataset_info.json").is_file():
         return folder
     if not folder.is_dir():
         return None
-    found = [p for p in folder.iterdir() if VERSION.fullmatch(p.name)]
-    found = [p for p in found if (p / "dataset_info.json").is_file()]
-    order = {p: tuple(int(n) for n in p.name.split(".")) for p in found}
-    return max(found, key=order.get, default=None)
+    versions = {
+        tuple(int(n) for n in path.name.split(".")): path
+        for path in folder.iterdir()
+        if VERSION.fullmatch(path.name) and (path / "dataset_info.json").is_file()
+    }
+    return versions[max(versions)] if versions else None
 
 
 def _checked(path: pathlib.Path) -> pathlib.Path:
-    kind = _json(path / "dataset_info.json").get("fileFormat", "tfrecord")
-    if kind != "array_record":
+    """The directory, if it is safe to open and stored as ArrayRecord."""
+    file_format = _json(path / "dataset_info.json").get("fileFormat", "tfrecord")
+    if file_format != "array_record":
         raise UserError(
-            f"{path} was prepared as {kind}; re-prepare it with "
+            f"{path} was prepared as {file_format}; re-prepare it with "
             "file_format=array_record."
         )
     for name in _classes(_json(path / "features.json")):
-        # TFDS imports the module that the file names: someone else's code.
+        # TFDS imports the module that the file names, which may be anyone's code.
         if not name.startswith("tensorflow_datasets."):
             raise UserError(
                 f"{path}/features.json names the class {name!r}, which is not part of "
@@ -222,6 +238,7 @@ def _checked(path: pathlib.Path) -> pathlib.Path:
 
 
 def _classes(content: Any) -> Iterator[str]:
+    """Every class that a features.json names, at any depth."""
     if isinstance(content, list):
         for part in content:
             yield from _classes(part)

@@ -1,1 +1,1 @@
-"""Training: an objective, a pure step, a loop with events."""
+"""Training: objective, loss, train and evaluation steps, the loop and its events."""

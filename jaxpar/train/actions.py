@@ -1,18 +1,20 @@
-"""What an event may ask of the loop: to stop, or to let the learning rate decay."""
+"""What an event may ask of the training loop: to stop, or to begin the decay."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """Ends the run at this step, and says why."""
+    """Ends the run after this step."""
 
     reason: str
+    """Why, as the run reports it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StartDecay:
-    """Lets the learning rate decay from this step on."""
+    """Begins the learning rate's decay at this step."""
 
 
 Action = Stop | StartDecay | None
+"""None lets training go on unchanged."""

@@ -1,88 +1,121 @@
-"""When to stop: rules that watch the held-out loss."""
+"""Stopping rules: when to stop training, decided from the held-out loss."""
 
+import abc
 import dataclasses
+import enum
 import itertools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxpar.errors import UserError
+from jaxpar.optim.schedule import NEVER, Schedule
 from jaxpar.train.actions import Action, StartDecay, Stop
-from jaxpar.train.state import NEVER
 
 Memory = dict[str, Any]
-WARMUP, PLATEAU, DECAY, OVER, STILL = "warmup", "plateau", "decay", "over", "still"
-# The lowest of many smoothed losses lies some two deviations below their mean.
+"""What a rule remembers between evaluations: JSON, saved in the checkpoint."""
+
+# The lowest of many smoothed losses lies about two standard deviations below their
+# mean; twice that is clearly more than noise.
 NOISES = 4
 
 
+class Phase(enum.StrEnum):
+    """What the learning rate is doing at a step."""
+
+    WARMUP = "warmup"
+    """It rises."""
+    PLATEAU = "plateau"
+    """It is constant, and StartDecay would begin its decay."""
+    DECAY = "decay"
+    """It falls, or will fall at a step that is fixed already."""
+    FINAL = "final"
+    """Its decay is over, and it stays above zero."""
+    ZERO = "zero"
+    """Its decay is over, and it stays at zero: nothing will change any more."""
+
+
+class Verdict(NamedTuple):
+    """What a stopping rule concludes from one evaluation."""
+
+    memory: Memory
+    """The rule's memory from now on."""
+    action: Action
+    """What the loop should do."""
+    is_best: bool
+    """Whether this evaluation is the best one so far."""
+
+
 @dataclasses.dataclass(frozen=True)
-class StopRule:
-    """Reads evaluations one by one; what it remembers is JSON in the checkpoint."""
+class StopRule(abc.ABC):
+    """Decides after each evaluation whether to train on; keeps no state of its own."""
 
+    @abc.abstractmethod
     def start(self) -> Memory:
-        """The memory of a rule that has seen nothing."""
-        raise NotImplementedError(f"{type(self).__name__} has no memory.")
+        """The memory before the first evaluation."""
 
-    def observe(
-        self, memory: Memory, step: int, loss: float, phase: str
-    ) -> tuple[Memory, Action, bool]:
-        """(new memory, wish, whether this evaluation is the best so far).
+    @abc.abstractmethod
+    def observe(self, memory: Memory, step: int, loss: float, phase: Phase) -> Verdict:
+        """Takes the next evaluation into account: the held-out loss at a step.
 
-        phase is of the learning rate: WARMUP; PLATEAU (it holds, and StartDecay would
-        begin its decay); DECAY (it falls, or will fall without being asked); OVER (it
-        has fallen to what it stays at); STILL (to zero: nothing will move again).
+        loss: nats per token; NaN where there is none. phase: of the learning rate.
         """
-        raise NotImplementedError(f"{type(self).__name__} observes nothing.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Never(StopRule):
-    """Trains to num_steps, and calls no checkpoint the best."""
+    """Trains until num_steps, and marks no checkpoint as the best."""
 
     def start(self) -> Memory:
         return {}
 
-    def observe(self, memory, step, loss, phase):
-        return memory, None, False
+    def observe(self, memory: Memory, step: int, loss: float, phase: Phase) -> Verdict:
+        return Verdict(memory, None, False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Converged(StopRule):
-    """Ends where training on is not worth it, in one of two ways.
+    """Stops when the held-out loss has stagnated or rises again (over-fitting).
 
-    *Stagnation*: the smoothed loss (mean of the last `smoothing` evaluations) has not
-    fallen by the fraction `min_improvement` since an evaluation that is at least
-    `patience` evaluations old and lies at or before `share` of the steps done. Loss
-    curves flatten in the logarithm of steps: what the second half of a run did not
-    gain, a second run of the same length will not gain either. So with share=0.5 the
-    rule means "twice the steps would improve less than min_improvement", at any length
-    of run and of evaluation interval. A patience counted in evaluations alone, which is
-    share=1, stops every long run, since each evaluation improves ever less.
+    Both are judged on the smoothed loss, the mean of the last `smoothing` evaluations.
+
+    *Stagnation*: the smoothed loss has not fallen by the fraction `min_improvement`
+    since an evaluation that is at least `patience` evaluations old and was made within
+    the first `share` of the steps done so far. Loss curves flatten in the logarithm of
+    steps: if the second half of a run brought no improvement, training twice as long
+    will bring none either. So with share=0.5 the rule means "twice the steps would
+    improve the loss by less than min_improvement", for any length of run and any
+    evaluation interval. With share=1 only the number of evaluations counts; that stops
+    every long run, since each evaluation improves less than the one before.
 
     *Over-fitting*: the last `patience` evaluations all lie above the lowest smoothed
-    loss, by more than `min_improvement` and by more than noise (four times the mean
-    step between neighbours), and the smoothed loss stands at its highest since. The
-    last condition lets a spike pass that is healing.
+    loss, by more than the fraction `min_improvement` and by more than noise (four times
+    the mean difference between successive evaluations), and the smoothed loss is at
+    its highest since that lowest one. The last condition ignores a spike from which
+    the loss is recovering.
 
-    What they lead to depends on the learning rate:
+    What follows depends on the learning rate:
 
-    * It holds, and a decay is to come: either one is convergence *at this rate* only;
-      much loss is still to be had from the decay, so the wish is StartDecay, and the
-      watch begins anew, since a decay changes the curve.
-    * It falls (a cosine always does): flatness says nothing about where the decay will
-      end, so stagnation never stops; in the warm-up nothing counts at all. Over-fitting
-      stops: a lower rate fits the training rows more closely, and does not turn the
-      held-out loss around.
-    * A decay that we began is over, or the rate is zero: Stop, at that step.
-    * The rate has fallen on its own and stays low: either one stops.
+    * Constant, with a decay still to come: the run has converged *at this rate* only,
+      and the decay will still lower the loss much. Either finding begins the decay
+      (StartDecay), and the smoothed curve starts afresh, since a decay changes it.
+    * Falling (a cosine always is): stagnation is ignored, since a flat curve does not
+      tell where the decay will end. Over-fitting stops: a lower rate fits the training
+      rows more closely, and does not make the held-out loss fall again.
+    * Warming up: both are ignored.
+    * At the end of a decay that this rule began, or at zero: stops at that step.
+    * At the end of a decay that was planned, and above zero: either finding stops.
 
-    The best checkpoint is the one of lowest raw loss: smoothing is for decisions.
+    The best checkpoint is the one of lowest raw loss; smoothing serves decisions only.
     """
 
     patience: int = 5
+    """Evaluations that must show no improvement, or over-fitting; 1 or more."""
     min_improvement: float = 0.01
+    """Smallest change that counts, as a fraction of the smoothed loss; 0 to below 1."""
     smoothing: int = 3
+    """Evaluations whose mean is the smoothed loss; 1 does not smooth."""
     share: float = 0.5
+    """Fraction of the steps done that holds the last improvement; 1: patience alone."""
 
     def __post_init__(self):
         if self.patience < 1 or self.smoothing < 1:
@@ -97,28 +130,30 @@ class Converged(StopRule):
             )
 
     def start(self) -> Memory:
-        return {"best": None, "asked": False, **_unwatched()}
+        return {"best": None, "asked": False, **_empty_curve()}
 
-    def observe(self, memory, step, loss, phase):
+    def observe(self, memory: Memory, step: int, loss: float, phase: Phase) -> Verdict:
         best = memory["best"]
         is_best = math.isfinite(loss) and (best is None or loss < best["loss"])
         if is_best:
             memory = {**memory, "best": {"step": step, "loss": loss}}
-        if phase == STILL or (phase == OVER and memory["asked"]):
-            return memory, Stop("converged: the learning rate has decayed"), is_best
-        if phase == WARMUP:
-            return memory, None, is_best
-        memory = self._watch(memory, step, loss)
-        why = self._overfits(memory)
-        if not why and phase in (PLATEAU, OVER):
-            why = self._stagnates(memory, step)
-        if not why:
-            return memory, None, is_best
-        if phase == PLATEAU:
-            return {**memory, "asked": True, **_unwatched()}, StartDecay(), is_best
-        return memory, Stop(why), is_best
+        if phase == Phase.ZERO or (phase == Phase.FINAL and memory["asked"]):
+            stop = Stop("converged: the learning rate has decayed")
+            return Verdict(memory, stop, is_best)
+        if phase == Phase.WARMUP:
+            return Verdict(memory, None, is_best)
+        memory = self._extend_curve(memory, step, loss)
+        reason = self._overfits(memory)
+        if not reason and phase in (Phase.PLATEAU, Phase.FINAL):
+            reason = self._stagnates(memory, step)
+        if not reason:
+            return Verdict(memory, None, is_best)
+        if phase == Phase.PLATEAU:
+            memory = {**memory, "asked": True, **_empty_curve()}
+            return Verdict(memory, StartDecay(), is_best)
+        return Verdict(memory, Stop(reason), is_best)
 
-    def _watch(self, memory: Memory, step: int, loss: float) -> Memory:
+    def _extend_curve(self, memory: Memory, step: int, loss: float) -> Memory:
         """The memory with one more evaluation in the smoothed curve."""
         recent = [*memory["recent"], loss][-(self.smoothing + 2 * self.patience) :]
         memory = {**memory, "recent": recent}
@@ -133,12 +168,13 @@ class Converged(StopRule):
         if lowest is None or smooth < lowest["loss"]:
             low = {"step": step, "loss": smooth}
             return memory | {"lowest": low, "above": 0, "highest": smooth}
-        clear = max(self.min_improvement * lowest["loss"], NOISES * _noise(recent))
-        above = loss > lowest["loss"] + clear
-        memory["above"] = memory["above"] + 1 if above else 0
+        margin = max(self.min_improvement * lowest["loss"], NOISES * _noise(recent))
+        is_above = loss > lowest["loss"] + margin
+        memory["above"] = memory["above"] + 1 if is_above else 0
         return memory | {"highest": max(memory["highest"], smooth)}
 
     def _overfits(self, memory: Memory) -> str:
+        """How the loss shows over-fitting; empty where it does not."""
         lowest, smooth = memory["lowest"], memory["smooth"]
         if memory["above"] < self.patience or smooth < memory["highest"]:
             return ""
@@ -148,6 +184,7 @@ class Converged(StopRule):
         )
 
     def _stagnates(self, memory: Memory, step: int) -> str:
+        """How the loss has stagnated; empty where it has not."""
         mark = memory["mark"]
         if mark is None or memory["since_mark"] < self.patience:
             return ""
@@ -160,26 +197,35 @@ class Converged(StopRule):
 
 
 def _noise(losses: list[float]) -> float:
-    """The mean step between neighbours; of independent noise, 1.1 x its deviation."""
-    steps = [abs(b - a) for a, b in itertools.pairwise(losses)]
-    return sum(steps) / max(len(steps), 1)
+    """Mean difference of successive losses.
+
+    For independent normal noise it is 1.1 times the standard deviation.
+    """
+    differences = [abs(b - a) for a, b in itertools.pairwise(losses)]
+    return sum(differences) / max(len(differences), 1)
 
 
-def _unwatched() -> Memory:
+def _empty_curve() -> Memory:
+    """The smoothed curve before its first evaluation.
+
+    mark: the last improvement by min_improvement, since_mark: evaluations since then.
+    lowest: the lowest smoothed loss; above: successive evaluations clearly above it;
+    highest: the highest smoothed loss since.
+    """
     return {
         "recent": [], "smooth": None, "mark": None, "since_mark": 0,
         "lowest": None, "above": 0, "highest": None,
     }  # fmt: skip
 
 
-def phase_of(schedule, step: int, decay_from: int) -> str:
-    """Where a schedule stands at a step; it is asked for rates, not for its type."""
+def phase_of(schedule: Schedule, step: int, decay_from: int) -> Phase:
+    """The learning rate's phase at a step, found from its values and its end."""
     ends = schedule.ends(decay_from)
-    now, after = (float(schedule(at, decay_from)) for at in (step, step + 1))
+    now, after = (float(schedule(i, decay_from)) for i in (step, step + 1))
     if ends is not None and step >= ends:
-        return OVER if now > 0 else STILL
+        return Phase.FINAL if now > 0 else Phase.ZERO
     if after > now:
-        return WARMUP
-    # A schedule that can be told to decay ends elsewhere once it was told.
-    waits = decay_from == NEVER and schedule.ends(step) != ends
-    return PLATEAU if waits else DECAY
+        return Phase.WARMUP
+    # Would a decay that begins at this step end at another one?
+    can_begin = decay_from == NEVER and schedule.ends(step) != ends
+    return Phase.PLATEAU if can_begin else Phase.DECAY

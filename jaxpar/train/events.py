@@ -1,24 +1,26 @@
-"""Events that know no checkpoint: log, evaluate, decide."""
+"""The events log, evaluate and decide; the one that saves is in jaxpar.run.saving."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jaxpar.errors import Diverged
+from jaxpar.metrics.sinks import Row
+from jaxpar.optim.schedule import Schedule
 from jaxpar.train.actions import Action, Stop
 from jaxpar.train.converge import Memory, StopRule, phase_of
-from jaxpar.train.loop import Event, History
+from jaxpar.train.loop import Evaluation, Event, History
 from jaxpar.train.scoring import per_token_and_byte, total_loss
 from jaxpar.train.state import TrainState
 
-Write = Callable[[dict[str, Any]], None]
+Write = Callable[[Row], None]
 
 
 class Log:
-    """Writes every step's metrics, many steps at a time.
+    """Fetches and writes the metrics of all steps since it last ran.
 
-    before: events that must find all earlier steps written when they run.
-    complete: adds to a fetched row what a meter knows (tokens/s, MFU).
+    every: steps between two runs. with_rates: adds tokens per second and MFU to a
+    row. flush_before: events before which the rows of all earlier steps are written.
     """
 
     def __init__(
@@ -26,22 +28,28 @@ class Log:
         write: Write,
         *,
         every: int,
-        complete: Callable[[dict], dict] = dict,
-        before: Sequence[Event] = (),
+        with_rates: Callable[[Row], Row] = dict,
+        flush_before: Sequence[Event] = (),
     ):
         self._write, self._every = write, every
-        self._complete, self._before = complete, before
+        self._with_rates, self._flush_before = with_rates, flush_before
 
     def due(self, step: int, history: History) -> bool:
+        """On schedule, before the events of `flush_before`, and at the last step."""
         return (
             step % self._every == 0
             or step == history.num_steps
-            or any(event.due(step, history) for event in self._before)
+            or any(event.due(step, history) for event in self._flush_before)
         )
 
     def run(self, step: int, state: TrainState, history: History) -> Action:
+        """Writes one row per step.
+
+        Raises:
+          Diverged: a step's loss is not finite; its row has been written.
+        """
         for row in history.fetch():
-            self._write(self._complete(row))
+            self._write(self._with_rates(row))
             if not math.isfinite(row["loss"]):
                 raise Diverged(
                     f"The training loss of step {row['step']} is {row['loss']}; lower "
@@ -50,19 +58,20 @@ class Log:
 
 
 class Evaluate:
-    """Scores the whole held-out set: at step 0, on schedule, where a decay ends, last.
+    """Computes the loss of the whole held-out set.
 
-    schedule: asked for `ends`, the step where its decay is over.
+    eval_step: as of jaxpar.train.step.make_eval_step. every: steps between two
+    evaluations. n_bytes: bytes of the scored text. split: the name in the rows.
     """
 
     def __init__(
         self,
-        eval_step: Callable,
+        eval_step: Callable[[Any, Any], dict[str, Any]],
         batches: Iterable[Any],
         write: Write,
         *,
         every: int,
-        schedule: Any,
+        schedule: Schedule,
         n_bytes: int,
         split: str = "heldout",
     ):
@@ -71,60 +80,66 @@ class Evaluate:
         self._n_bytes, self._split = n_bytes, split
 
     def due(self, step: int, history: History) -> bool:
+        """On schedule (step 0, too), where the decay ends, and at the last step."""
         return self.regular(step, history) or step == history.num_steps
 
     def regular(self, step: int, history: History) -> bool:
-        """Whether this evaluation would take place whatever num_steps is."""
+        """Whether this step would be evaluated whatever num_steps is."""
         return step % self._every == 0 or step == self._schedule.ends(
             history.decay_from
         )
 
     def run(self, step: int, state: TrainState, history: History) -> Action:
-        with history.aside():
+        """Writes the held-out loss, and keeps it as `history.evaluation`."""
+        with history.untimed():
             totals = total_loss(self._eval_step, state.params, self._batches)
-        found = per_token_and_byte(totals, self._n_bytes)
-        self._write({"step": step, "split": self._split, **found})
-        loss = found["nats_per_token"]
-        history.evaluation = (step, math.nan if loss is None else loss)
+        scores = per_token_and_byte(totals, self._n_bytes)
+        self._write({"step": step, "split": self._split, **scores})
+        loss = scores["nats_per_token"]
+        history.evaluation = Evaluation(step, math.nan if loss is None else loss)
 
 
 class Decide:
-    """Hands each evaluation to the stopping rule, and keeps the rule's memory.
+    """Passes each evaluation to the stopping rule, and keeps the rule's memory.
 
-    memory: {"rule": the rule's own, "stopped": why, or None, "step": of the newest
-    decision}; JSON, saved with the state. The last step of a run is evaluated off
-    schedule: it can be the best one, but takes no part in decisions, since a longer
-    run would not have seen it.
+    memory: {"rule": the rule's own, "stopped": the reason or None, "step": of the
+    newest decision}; JSON, saved with the state. The evaluation of a run's last step,
+    if it is off schedule, may be the best one, but takes no part in decisions, since a
+    longer run would not have made it.
     """
 
     def __init__(
         self,
         rule: StopRule,
         evaluation: Evaluate,
-        schedule: Any,
+        schedule: Schedule,
         memory: Memory | None = None,
     ):
         self._rule, self._evaluation, self._schedule = rule, evaluation, schedule
         self.memory = memory or {"rule": rule.start(), "stopped": None, "step": -1}
 
     def due(self, step: int, history: History) -> bool:
-        if history.evaluation is None or history.evaluation[0] != step:
+        """Whether this step was evaluated, and has not been decided on."""
+        if history.evaluation is None or history.evaluation.step != step:
             return False
         # A run resumed at step 0 evaluates it again, and must not count it twice.
         return step > self.memory["step"]
 
     def run(self, step: int, state: TrainState, history: History) -> Action:
+        """What the stopping rule asks for."""
         if history.evaluation is None:
             return None
-        before, loss = self.memory["rule"], history.evaluation[1]
+        rule_memory = self.memory["rule"]
         phase = phase_of(self._schedule, step, history.decay_from)
-        after, wish, is_best = self._rule.observe(before, step, loss, phase)
-        if is_best:
+        verdict = self._rule.observe(rule_memory, step, history.evaluation.loss, phase)
+        if verdict.is_best:
             history.best_at = step
         if not self._evaluation.regular(step, history):
-            if is_best:
-                self.memory = {**self.memory, "rule": {**before, "best": after["best"]}}
+            if verdict.is_best:
+                rule_memory = {**rule_memory, "best": verdict.memory["best"]}
+                self.memory = {**self.memory, "rule": rule_memory}
             return None
-        stopped = wish.reason if isinstance(wish, Stop) else None
-        self.memory = {"rule": after, "stopped": stopped, "step": step}
-        return wish
+        action = verdict.action
+        stopped = action.reason if isinstance(action, Stop) else None
+        self.memory = {"rule": verdict.memory, "stopped": stopped, "step": step}
+        return action

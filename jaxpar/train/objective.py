@@ -1,4 +1,4 @@
-"""What a model is trained to do: rows of data in, sums out."""
+"""Training objectives: rows of data in, sums of losses out."""
 
 import abc
 import dataclasses
@@ -18,36 +18,39 @@ Batch = dict[str, jax.Array]
 
 
 class Sums(NamedTuple):
-    """Sums over tokens, never means: accumulation and shards divide once, last."""
+    """Sums over tokens, not means: microbatches and shards add up, then divide once."""
 
     loss: jax.Array
+    """Weighted sum of the tokens' losses, in nats; a scalar."""
     weight: jax.Array
+    """Sum of the tokens' weights; a scalar."""
     metrics: dict[str, jax.Array]
+    """Further weighted sums, by name; scalars."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective(abc.ABC):
-    """Names the task that makes rows of a window, and sums a model's loss on them."""
+    """What a model is trained to do: makes rows of windows, and the loss of rows."""
 
     @abc.abstractmethod
     def row(self, window: Window) -> dict[str, np.ndarray]:
-        """The fields of the row that a window makes, as NumPy."""
+        """The fields of a window's row, each [T]."""
 
     @abc.abstractmethod
     def __call__(self, model: Any, batch: Batch, keys: jax.Array | None) -> Sums:
         """Sums over a batch.
 
-        model: a jaxpar.models.base.Model. keys [B] are each row's own randomness, None
-        where nothing is random.
+        model: a jaxpar.models.base.Model. keys: one random key per row [B], or None
+        where nothing is random, as in an evaluation.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class CausalLM(Objective):
-    """Predicts each next token."""
+    """Next-token prediction (causal language modelling)."""
 
     chunk: int = 256
-    """Tokens of each row whose logits exist at a time."""
+    """Positions of each row whose logits are in memory at a time."""
 
     def row(self, window: Window) -> dict[str, np.ndarray]:
         return task.causal(window)

@@ -1,37 +1,42 @@
-"""Loss over all of a held-out set."""
+"""Loss of a whole held-out set: its sum, per token and per byte."""
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 from jaxpar.partition import cluster
 
+AnyBatch = TypeVar("AnyBatch")
+
 
 def total_loss(
-    eval_step: Callable[[Any, Any], dict[str, jax.Array]],
+    eval_step: Callable[[Any, AnyBatch], dict[str, jax.Array]],
     params: Any,
-    batches: Iterable[Any],
+    batches: Iterable[AnyBatch],
 ) -> dict[str, float]:
-    """{"loss", "weight"}: sums over every batch, added in float64 on the host.
+    """{"loss", "weight"}: sums over all batches, added in float64 on the host.
 
-    One batch is in flight at a time: independent programs with collectives, run at
-    once on simulated devices, may wait for each other for ever. Every process gets the
-    sums of process 0, since it will decide by them.
+    loss is in nats, weight in tokens. Each batch is fetched before the next one starts:
+    independent programs with collectives, run at once on simulated devices, may
+    deadlock. Every process returns the sums of process 0, so that all decide alike.
     """
-    found = [jax.device_get(eval_step(params, batch)) for batch in batches]
-    sums = {
-        name: math.fsum(float(sums[name]) for sums in found)
+    scores = [jax.device_get(eval_step(params, batch)) for batch in batches]
+    totals = {
+        name: math.fsum(float(score[name]) for score in scores)
         for name in ("loss", "weight")
     }
-    return cluster.broadcast(sums)
+    return cluster.broadcast(totals)
 
 
 def per_token_and_byte(
     totals: dict[str, float], n_bytes: int
 ) -> dict[str, float | None]:
-    """Totals as nats per scored token and per byte of the scored text."""
+    """Totals as nats per scored token and per byte of the scored text.
+
+    None where there is no token, or no byte.
+    """
     loss, weight = totals["loss"], totals["weight"]
     return {
         "nats_per_token": loss / weight if weight else None,

@@ -1,4 +1,4 @@
-"""What changes while training, and the recipe that does not."""
+"""The training state, and the recipe from which it is made."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxpar.errors import UserError
 from jaxpar.models.base import ModelConfig
-from jaxpar.optim.optimizer import OptimConfig
+from jaxpar.optim.optimizer import OptimConfig, Optimizer
 from jaxpar.optim.schedule import NEVER
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.precision import Precision
@@ -23,47 +23,66 @@ from jaxpar.tree import flatten, join, path_of, suffixes, unflatten
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step changes; a state at step k has seen k updates."""
+    """All that a training step changes, as one pytree.
+
+    Its leaves are arrays, or what a tree map made of them (shapes, shardings).
+    """
 
     step: Any
+    """Updates done so far; a scalar, int32."""
     params: Any
+    """Parameters as nested dictionaries."""
     opt_state: Any
+    """The optimizer's state, as optax keeps it."""
     decay_from: Any
+    """Step at which StartDecay began the decay, or NEVER; a scalar, int32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Anatomy:
-    """A model taken apart, without arrays: its graph, shapes, names, constants."""
+    """A model's structure, without arrays."""
 
-    graph: Any
-    shapes: dict
-    names: dict
+    graph: nnx.GraphDef[Any]
+    """The module without its parameters."""
+    shapes: dict[str, Any]
+    """Shape and type of each parameter, as nested dictionaries."""
+    names: dict[str, Any]
+    """Axis names of each parameter, as nested dictionaries."""
     constant: frozenset[str]
+    """Paths of the parameters that are initialised to a constant."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Model, objective, optimizer and precision: a step knows nothing else."""
+    """What a step computes, on whatever layout."""
 
     model: ModelConfig
+    """The model, as a value."""
     objective: Objective
+    """What the model is trained to do."""
     optim: OptimConfig
+    """The optimizer, with its learning rate over time."""
     precision: Precision = Precision()
+    """Floating-point types of parameters, products and sums of gradients."""
 
     @functools.cached_property
     def anatomy(self) -> Anatomy:
-        """The model's parts by eval_shape; allocates nothing, at any size."""
+        """The model's structure; allocates nothing, whatever its size.
+
+        Raises:
+          UserError: the model has state besides parameters, or unnamed axes.
+        """
         with single_device(self.precision):
             model = nnx.eval_shape(lambda: self.model.build(nnx.Rngs(params=0)))
         graph, params, rest = nnx.split(model, nnx.Param, ...)
         if jax.tree.leaves(rest):
-            kept = sorted(join(path) for path in rest.flat_state().paths)
-            raise UserError(f"The model keeps state that is no parameter: {kept}.")
+            others = sorted(join(path) for path in rest.flat_state().paths)
+            raise UserError(f"The model has state besides parameters: {others}.")
         flat = {join(path): leaf for path, leaf in nnx.to_flat_state(params)}
         for path, leaf in flat.items():
             if getattr(leaf, "out_sharding", None) is None:
                 raise UserError(
-                    f"Parameter {path} carries no axis names; make it with "
+                    f"Parameter {path} has no axis names; make it with "
                     "jaxpar.nn.param.param."
                 )
         shapes = {
@@ -74,11 +93,16 @@ class Recipe:
         constant = (p for p, leaf in flat.items() if getattr(leaf, "constant", False))
         return Anatomy(graph, unflatten(shapes), unflatten(names), frozenset(constant))
 
-    def optimizer(self, anatomy: Anatomy):
+    def optimizer(self, anatomy: Anatomy) -> Optimizer:
+        """The optimizer of this model's parameters."""
         return self.optim.build(anatomy.names, anatomy.constant)
 
     def abstract(self, layout: Layout) -> TrainState:
-        """Shapes of the whole state, checked against a layout; allocates nothing."""
+        """Shapes of the whole state; allocates nothing.
+
+        Raises:
+          UserError: the layout's mesh axes do not divide a parameter's dimensions.
+        """
         anatomy = self.anatomy
         names = flatten(anatomy.names)
         for path, leaf in flatten(anatomy.shapes).items():
@@ -89,7 +113,7 @@ class Recipe:
         return TrainState(scalar, anatomy.shapes, opt_state, scalar)
 
     def target(self, placed: Placed) -> TrainState:
-        """Shapes with the shardings they have at rest: what a restore fills."""
+        """Shapes of the state, with the shardings in which it is stored."""
         names = flatten(self.anatomy.names)
 
         def place(keys, leaf):
@@ -98,7 +122,7 @@ class Recipe:
             if path is not None:
                 sharding = placed.sharding(names[path], which)
             elif leaf.ndim == 0 or not isinstance(keys[-1], jax.tree_util.DictKey):
-                # The optimizer's own: a count, coefficients.
+                # What the optimizer keeps once, such as its count of updates.
                 sharding = placed.replicated
             else:
                 raise UserError(
@@ -112,7 +136,7 @@ class Recipe:
     def parameter_of(self, keys: tuple, leaf: jax.ShapeDtypeStruct) -> str | None:
         """The path of the parameter that a leaf of the state is, or is a moment of.
 
-        keys: JAX's key path of the leaf. None for what belongs to no parameter.
+        keys: JAX's key path of the leaf. None where it belongs to no parameter.
         """
         shapes = flatten(self.anatomy.shapes)
         inside = path_of(k for k in keys if isinstance(k, jax.tree_util.DictKey))
@@ -120,29 +144,30 @@ class Recipe:
         same = path is not None and shapes[path].shape == leaf.shape
         return path if same else None
 
-    def merge(self, anatomy: Anatomy, params) -> Any:
-        """The model with these parameters."""
+    def merge(self, anatomy: Anatomy, params: Any) -> Any:
+        """The model (jaxpar.models.base.Model) with these parameters."""
         return nnx.merge(anatomy.graph, nnx.State(params))
 
 
 def create(recipe: Recipe, placed: Placed, *, seed: int) -> TrainState:
-    """A state at step 0, every shard made on the device that will own it."""
+    """A state at step 0, with each shard initialised on its own device."""
     return make_init(recipe, placed, seed=seed)()
 
 
-def make_init(recipe: Recipe, placed: Placed, *, seed: int):
-    """A jitted () -> state at step 0.
+def make_init(recipe: Recipe, placed: Placed, *, seed: int) -> Callable[[], TrainState]:
+    """A jitted function that returns a state at step 0.
 
-    Random bits are the same on every layout: threefry counts elements, not shards.
+    The initial parameters are the same on every layout: threefry draws by the index of
+    an element in the whole array.
     """
     target = recipe.target(placed)
     optimizer = recipe.optimizer(recipe.anatomy)
 
-    def init():
+    def init() -> TrainState:
         with use_layout(placed, recipe.precision):
             model = recipe.model.build(nnx.Rngs(params=jax.random.key(seed)))
             params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-            params = unflatten(flatten(params))  # Keys that are numbers, as text.
+            params = unflatten(flatten(params))  # Makes keys that are numbers text.
             opt_state = optimizer.init(params)
         return TrainState(jnp.int32(0), params, opt_state, jnp.int32(NEVER))
 
@@ -150,8 +175,8 @@ def make_init(recipe: Recipe, placed: Placed, *, seed: int):
     return jax.jit(init, out_shardings=shardings)
 
 
-def with_params(recipe: Recipe, placed: Placed, params) -> TrainState:
-    """A state at step 0 with parameters that another run learned."""
+def with_params(recipe: Recipe, placed: Placed, params: Any) -> TrainState:
+    """A state at step 0 with given parameters, such as those of another run."""
     target = recipe.target(placed)
     optimizer = recipe.optimizer(recipe.anatomy)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target.opt_state)

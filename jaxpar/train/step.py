@@ -1,4 +1,4 @@
-"""The compiled steps: one update, one evaluation; pure, sharded, donated."""
+"""The compiled steps: one of training, one of evaluation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,15 +6,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from jaxpar.partition.layout import Placed
 from jaxpar.partition.sharding import constrain, use_layout
 from jaxpar.train.objective import Batch, Sums
 from jaxpar.train.state import Recipe, TrainState
 
+Metrics = dict[str, jax.Array]
+"""Scalars, by name."""
 
-def row_keys(seed: int, step: jax.Array, rows: int) -> jax.Array:
-    """One key for each row of the global batch: fold_in(seed, step, row)."""
+
+def row_keys(seed: int, step: Int[Array, ""], rows: int) -> jax.Array:
+    """A random key for each row of the global batch [B], from seed, step and row."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
 
@@ -22,41 +26,45 @@ def row_keys(seed: int, step: jax.Array, rows: int) -> jax.Array:
 def make_gradients(
     recipe: Recipe, placed: Placed, *, microbatches: int = 1, seed: int = 0
 ) -> Callable[[Any, Batch, Any], tuple[Any, Sums]]:
-    """A function (params, batch, step) -> (gradients of the summed loss, Sums)."""
+    """A function (params, batch, step) -> (gradients of the summed loss, Sums).
+
+    microbatches: parts of the batch whose gradients are accumulated one after another.
+    """
     anatomy = recipe.anatomy
 
-    def of_part(params, part, keys):
+    def loss_gradients(params, microbatch, keys):
         def loss(params):
-            sums = recipe.objective(recipe.merge(anatomy, params), part, keys)
+            sums = recipe.objective(recipe.merge(anatomy, params), microbatch, keys)
             return sums.loss, sums
 
         return jax.grad(loss, has_aux=True)(params)
 
-    # Traced once, although a loop over microbatches first asks for its shapes.
-    of_part = jax.jit(of_part, inline=True)
+    # Traced once, although a scan over microbatches needs its output shapes first.
+    loss_gradients = jax.jit(loss_gradients, inline=True)
 
     def gradients(params, batch, step):
         rows = jax.tree.leaves(batch)[0].shape[0]
         keys = row_keys(seed, step, rows)
         if microbatches == 1:
-            return of_part(params, batch, keys)
+            return loss_gradients(params, batch, keys)
 
         def strided(x):
-            # Row i is in part i mod M, so that splitting a sharded batch sends nothing.
+            # Row i goes to microbatch i % M, so that each device splits the rows that
+            # it has, and sends none to another.
             x = x.reshape(rows // microbatches, microbatches, *x.shape[1:])
             return jnp.moveaxis(x, 1, 0)
 
-        def body(total, part):
-            found = of_part(params, *part)
+        def accumulate(total, microbatch):
+            found = loss_gradients(params, *microbatch)
             return jax.tree.map(jnp.add, total, found), None
 
         parts = jax.tree.map(strided, (batch, keys))
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(of_part, params, *first)
+        shapes = jax.eval_shape(loss_gradients, params, *first)
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(body, zero, parts)[0]
+        return jax.lax.scan(accumulate, zero, parts)[0]
 
-    def in_layout(params, batch, step):
+    def in_layout(params: Any, batch: Batch, step: Int[Array, ""]) -> tuple[Any, Sums]:
         with use_layout(placed, recipe.precision):
             batch = {
                 name: constrain(x, "batch", *("seq",) * (x.ndim - 1))
@@ -69,13 +77,17 @@ def make_gradients(
 
 def make_train_step(
     recipe: Recipe, placed: Placed, *, microbatches: int = 1, seed: int = 0
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """A jitted (state, batch) -> (state, metrics); the state is donated."""
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """A jitted function (state, batch) -> (state, metrics); the state is donated.
+
+    metrics: loss (nats per token), tokens (sum of weights), grad_norm (of the mean
+    loss, before clipping), learning_rate, and the means of the objective's own.
+    """
     anatomy, target = recipe.anatomy, recipe.target(placed)
     optimizer = recipe.optimizer(anatomy)
     gradients = make_gradients(recipe, placed, microbatches=microbatches, seed=seed)
 
-    def step(state: TrainState, batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, sums = gradients(state.params, batch, state.step)
         with use_layout(placed, recipe.precision):
             scale = mean_weight(sums)
@@ -99,13 +111,14 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def make_eval_step(
-    recipe: Recipe, placed: Placed
-) -> Callable[[Any, Batch], dict[str, jax.Array]]:
-    """A jitted (params, batch) -> {"loss", "weight"}: sums, without dropout."""
+def make_eval_step(recipe: Recipe, placed: Placed) -> Callable[[Any, Batch], Metrics]:
+    """A jitted function (params, batch) -> {"loss", "weight"}: sums over the batch.
+
+    Without dropout.
+    """
     anatomy = recipe.anatomy
 
-    def step(params, batch) -> dict[str, jax.Array]:
+    def step(params: Any, batch: Batch) -> Metrics:
         with use_layout(placed, recipe.precision):
             sums = recipe.objective(recipe.merge(anatomy, params), batch, None)
         return {"loss": sums.loss, "weight": sums.weight}
@@ -113,7 +126,7 @@ def make_eval_step(
     return jax.jit(step)
 
 
-def mean_weight(sums: Sums) -> jax.Array:
-    """1 / weight, and 0 where no token counts."""
-    some = sums.weight > 0
-    return jnp.where(some, 1 / jnp.where(some, sums.weight, 1), 0)
+def mean_weight(sums: Sums) -> Float[Array, ""]:
+    """What turns sums into means: 1 / weight, or 0 where every weight is 0."""
+    is_positive = sums.weight > 0
+    return jnp.where(is_positive, 1 / jnp.where(is_positive, sums.weight, 1), 0)

@@ -1,8 +1,8 @@
-"""Judging what a layout computed by what one device did."""
+"""Comparison of what a layout computes with what one device computes."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +18,26 @@ from jaxpar.verify.parts import END_TO_END, LOGITS, PARTS, TOKENS, Part
 from jaxpar.verify.proof import Leaf
 
 LIMIT = 1e-12
-"""Float64 layouts differ by some 1e-15; a wrong one by far more than this."""
+"""Largest relative error in float64. Correct layouts have some 1e-15, wrong ones far
+more than this."""
 FLOOR = 1e-3
-"""A leaf smaller than this share of the largest of its kind is measured by that."""
+"""An error is relative to its leaf, or to this fraction of the largest leaf of its kind
+if the leaf is smaller."""
 FACTOR = 4.0
 """How many times one device's own rounding error a layout may have: 1.9 is the most
 that was seen, of bfloat16 and float32, on tensor=8 and fsdp=8."""
-DOUBLE = Precision(params="float64", compute="float64", reduce="float64")
+FLOAT64 = Precision(params="float64", compute="float64", reduce="float64")
 
 
 class Reference:
     """An experiment on one device, computed once and compared with many layouts.
 
-    precision: compare in the experiment's own precision, and judge each leaf by the
-    error that one device has in it, against float64. only: the one (row, target) that
-    counts at all. parts: what is compared, everything unless given.
+    precision: compare in the experiment's own precision, and limit each leaf by the
+    error that one device has in it, relative to float64. only: the one (row, target)
+    that counts in the loss. parts: what is compared; None compares everything.
+
+    Attributes: `one` is the experiment on one device, in the precision of the
+    comparison; `exact` is the same in float64.
     """
 
     def __init__(
@@ -43,7 +48,7 @@ class Reference:
         only: tuple[int, int] | None = None,
         parts: Sequence[Part] | None = None,
     ):
-        self.experiment = experiment if precision else doubled(experiment)
+        self.experiment = experiment if precision else in_float64(experiment)
         self.windows = Packed(
             n_rows=experiment.data.batch_size,
             seq_len=experiment.data.seq_len,
@@ -55,135 +60,160 @@ class Reference:
         self.one = Computed(self.experiment, one_device, self.windows)
         self.exact = self.one
         if precision:
-            wide = doubled(experiment)
-            self.exact = Computed(wide, one_device, self.windows, given=self.one)
+            self.exact = Computed(
+                in_float64(experiment), one_device, self.windows, given=self.one
+            )
         self._wanted: dict[Part, dict[str, np.ndarray]] = {}
         self._limits: dict[Part, dict[str, float]] = {}
 
     def compile(self, *computed: Computed) -> None:
-        """Begins to compile all parts: of one device, and of what is compared."""
+        """Begins to compile all parts, for one device and for other layouts."""
         for part in self.parts:
             for each in dict.fromkeys((self.exact, self.one, *computed)):
                 part.compile(each)
 
     def on(self, layout: Layout) -> Computed:
-        """The same on a layout, given one device's parameters and gradients."""
+        """The experiment on a layout, with one device's parameters and gradients."""
         return Computed(self.experiment, layout, self.windows, given=self.one)
 
     def wanted(self, part: Part) -> dict[str, np.ndarray]:
-        """What every layout should get."""
+        """The leaves of a part as one device computes them, by path."""
         if part not in self._wanted:
             source = self.one if part.exact else self.exact
-            # Not as a tree, which would sort the names.
-            found = part.read(source).items()
-            self._wanted[part] = {path: np.asarray(x) for path, x in found}
+            # Not with jax.tree.map, which would sort the names.
+            leaves = part.read(source).items()
+            self._wanted[part] = {path: np.asarray(leaf) for path, leaf in leaves}
         return self._wanted[part]
 
     def limits(self, part: Part) -> dict[str, float]:
-        """Below which error each leaf passes."""
+        """The relative error below which each leaf of a part passes."""
         if part not in self._limits:
             wanted = self.wanted(part)
             if self.exact is self.one or part.exact:
                 self._limits[part] = dict.fromkeys(wanted, 0 if part.exact else LIMIT)
             else:
                 least = float(jnp.finfo(self.experiment.precision.compute).eps)
-                own = errors(part, part.read(self.one), wanted)
+                rounding = errors(part, part.read(self.one), wanted)
                 self._limits[part] = {
-                    path: FACTOR * max(error, least) for path, error in own.items()
+                    path: FACTOR * max(error, least) for path, error in rounding.items()
                 }
         return self._limits[part]
 
     def leaves(self, part: Part, computed: Computed) -> list[Leaf]:
-        """The leaves of one part, judged."""
+        """The leaves of a part with their errors and limits."""
         wanted, limits = self.wanted(part), self.limits(part)
-        zero = _zeros(part, wanted)
-        found = errors(part, part.read(computed), wanted)
+        zeros = _zeros(part, wanted)
         return [
-            Leaf(path, part.kind, error, limits[path], path in zero)
-            for path, error in found.items()
+            Leaf(path, part.kind, error, limits[path], path in zeros)
+            for path, error in errors(part, part.read(computed), wanted).items()
         ]
 
     def end_to_end(self, computed: Computed) -> list[Leaf]:
-        """The updates of each one's own gradients, where updates are compared."""
-        compared = any(part.kind == "update" for part in self.parts)
-        return self.leaves(END_TO_END, computed) if compared else []
+        """The updates from a layout's own gradients; empty if none are compared."""
+        compares_updates = any(part.kind == "update" for part in self.parts)
+        return self.leaves(END_TO_END, computed) if compares_updates else []
 
 
-def doubled(experiment: Experiment) -> Experiment:
-    """The experiment in float64, its optimizer's moments, too."""
+def in_float64(experiment: Experiment) -> Experiment:
+    """The experiment in float64, including the optimizer's moments."""
+    # "float32" is a lower bound here: the moments of float64 parameters are float64.
     optim = dataclasses.replace(experiment.optim, moments="float32")
-    return dataclasses.replace(experiment, precision=DOUBLE, optim=optim)
+    return dataclasses.replace(experiment, precision=FLOAT64, optim=optim)
 
 
-def errors(part: Part, got: Mapping[str, Any], wanted) -> dict[str, float]:
-    """Each leaf's largest difference on any device, as a share of the leaf."""
+def errors(
+    part: Part, got: Mapping[str, Any], wanted: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """The largest relative error of each leaf on any device, by path.
+
+    Raises:
+      UserError: the leaves have other names or shapes than on one device.
+    """
     if got.keys() != wanted.keys():
         raise UserError(
             f"{part.kind}: a layout computes {sorted(got)}, one device "
             f"{sorted(wanted)}."
         )
-    largest = sizes(part, wanted)
+    largest = largest_of_kind(part, wanted)
     return {
         path: max(
-            (score(gap, want, largest[path]) for _, _, gap in gaps(got[path], want)),
+            (
+                relative_error(difference.values, want, largest[path])
+                for difference in differences(got[path], want)
+            ),
             default=0.0,
         )
         for path, want in wanted.items()
     }
 
 
-def sizes(part: Part, wanted: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """For each leaf the largest number among those of its kind."""
+def largest_of_kind(part: Part, wanted: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """For each leaf, the largest magnitude in any leaf of its kind."""
     kinds: dict[str, float] = {}
     for path, want in wanted.items():
         kind = _kind(part, path)
-        kinds[kind] = max(kinds.get(kind, 0.0), largest_of(want))
+        kinds[kind] = max(kinds.get(kind, 0.0), largest_magnitude(want))
     return {path: kinds[_kind(part, path)] for path in wanted}
 
 
-def gaps(got, want: np.ndarray) -> Iterator[tuple[Any, tuple, np.ndarray]]:
-    """For each device: itself, the piece it holds, how far that is off.
+class Difference(NamedTuple):
+    """How far one device's piece of an array is off; the device is None for NumPy."""
 
-    Copies are compared one by one, so devices that disagree are found.
+    device: Any
+    slices: tuple[slice, ...]
+    values: np.ndarray
+
+
+def differences(
+    got: jax.Array | np.ndarray | float, want: np.ndarray
+) -> Iterator[Difference]:
+    """Compares each device's piece of an array.
+
+    Copies are compared one by one, so that devices which disagree are noticed.
     """
     if not isinstance(got, jax.Array):
         whole = (slice(None),) * want.ndim
-        yield None, whole, _gap(np.asarray(got), want)
+        yield Difference(None, whole, _difference(np.asarray(got), want))
         return
     if got.shape != want.shape:
         raise UserError(f"Shape {got.shape} on a layout, {want.shape} on one device.")
     for shard in got.addressable_shards:
-        piece = _gap(np.asarray(shard.data), want[shard.index])
-        yield shard.device, shard.index, piece
+        values = _difference(np.asarray(shard.data), want[shard.index])
+        yield Difference(shard.device, shard.index, values)
 
 
-def score(gap: np.ndarray, want: np.ndarray, largest: float) -> float:
-    """A difference as a share of the leaf, or of FLOOR x the largest of its kind."""
-    top = float(np.max(gap, initial=0.0))
-    scale = max(largest_of(want), FLOOR * largest)
-    return top / scale if scale else (0.0 if top == 0 else float("inf"))
+def relative_error(difference: np.ndarray, want: np.ndarray, largest: float) -> float:
+    """A difference relative to the leaf, or to FLOOR x the largest of its kind."""
+    error = float(np.max(difference, initial=0.0))
+    scale = max(largest_magnitude(want), FLOOR * largest)
+    return error / scale if scale else (0.0 if error == 0 else float("inf"))
 
 
-def largest_of(x: np.ndarray) -> float:
+def largest_magnitude(x: np.ndarray) -> float:
+    """The maximum norm of an array; 0 if it is empty."""
     return float(np.max(np.abs(x.astype(np.float64)), initial=0.0))
 
 
-def _gap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """|a - b|, infinite where only one of them is a number."""
+def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """|a - b|; infinite where either is a NaN."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        gap = np.where(a == b, 0.0, np.abs(a - b))
-    return np.where(np.isnan(gap), np.inf, gap)
+        difference = np.where(a == b, 0.0, np.abs(a - b))
+    return np.where(np.isnan(difference), np.inf, difference)
 
 
 def _kind(part: Part, path: str) -> str:
-    # The moments differ in size by nature.
+    # First and second moments have different magnitudes.
     return path.partition("/")[0] if part.kind == "state" else part.kind
 
 
 def _zeros(part: Part, wanted: Mapping[str, np.ndarray]) -> set[str]:
-    """The gradients of which one device has nothing but rounding."""
+    """Paths of the gradients that are nothing but rounding on one device."""
     if part.kind != "gradient":
         return set()
-    largest = sizes(part, wanted)
-    return {p for p, want in wanted.items() if largest_of(want) <= LIMIT * largest[p]}
+    largest = largest_of_kind(part, wanted)
+    return {
+        path
+        for path, want in wanted.items()
+        if largest_magnitude(want) <= LIMIT * largest[path]
+    }

@@ -1,19 +1,23 @@
-"""Programs compiled on threads of their own, while the next ones are being traced."""
+"""Compilation on background threads, while the next programs are being traced."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 _COMPILERS = ThreadPoolExecutor(4, thread_name_prefix="compiler")
 
 
 class CompiledAhead:
-    """A jitted function, compiled for arguments like these before it is called.
+    """A function of jax.jit that is compiled in the background, before it is called.
 
-    Tracing needs the interpreter's lock, XLA's compiler does not. Calls come from one
-    thread: programs that wait for each other's devices must not run side by side.
+    jitted: what jax.jit returned. arguments: arrays, or their shapes and shardings.
+
+    Only XLA's compiler runs on the threads: tracing needs the interpreter's lock. The
+    calls must come from one thread, since two programs with collectives that run at
+    the same time can wait for each other's devices forever.
     """
 
-    def __init__(self, jitted, *arguments):
+    def __init__(self, jitted: Any, *arguments: Any):
         self._compiled = _COMPILERS.submit(jitted.lower(*arguments).compile)
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: Any) -> Any:
         return self._compiled.result()(*arguments)

@@ -18,7 +18,7 @@ from jaxpar.optim.schedule import NEVER
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.notes import recording
 from jaxpar.partition.sharding import use_layout
-from jaxpar.train.objective import Objective, Sums
+from jaxpar.train.objective import Batch, Objective, Sums
 from jaxpar.train.state import Anatomy, Recipe, TrainState, make_init
 from jaxpar.train.step import make_eval_step, make_gradients, mean_weight
 from jaxpar.verify.compiling import CompiledAhead
@@ -220,7 +220,7 @@ class Noted(Objective):
     def row(self, window: Window) -> dict[str, np.ndarray]:
         return self.inner.row(window)
 
-    def __call__(self, model, batch, keys) -> Sums:
+    def __call__(self, model: Any, batch: Batch, keys: jax.Array | None) -> Sums:
         with recording() as notes:
             sums = self.inner(model, batch, keys)
         found = {f"{i:04} {name}": x for i, (name, x) in enumerate(notes.found.items())}

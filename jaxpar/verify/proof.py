@@ -1,4 +1,4 @@
-"""The outcome of a proof, for people and for machines."""
+"""The result of a proof: as a table, as HTML and as JSON."""
 
 import dataclasses
 import math
@@ -8,29 +8,32 @@ from jaxpar.tables import Grid
 
 HEADS = ("leaf", "init", "gradient", "update", "state", "end to end")
 ROUNDING = 1e-5
+"""An error below this may come from rounding in float32."""
 COLUMNS = ("init", "gradient", "update", "state", "end-to-end")
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One array's error, and the limit below which it passes.
-
-    zero: it is zero by mathematics, and what one device has of it is rounding.
-    """
+    """The error of one array."""
 
     path: str
+    """Its path, for an optimizer's moment after the moment's name."""
     kind: str
+    """What it is: init, loss, gradient, update, state, evaluation, tokens ..."""
     error: float
+    """Largest difference on any device, relative to the array."""
     limit: float
+    """The error below which it passes; 0 requires equal bits."""
     zero: bool = False
+    """Whether it is zero mathematically, so that one device has rounding only."""
 
     @property
     def passed(self) -> bool:
-        # Equal bits where the limit is 0; a NaN passes nothing.
+        """Whether the error is below the limit; a NaN never is."""
         return self.error < self.limit or self.error == self.limit == 0
 
     def to_json(self) -> dict[str, Any]:
-        """An error that is no finite number is null."""
+        """As a JSON object; an error that is not finite is null."""
         kind = f"zero {self.kind}" if self.zero else self.kind
         error = self.error if math.isfinite(self.error) else None
         return {"path": self.path, "kind": kind, "error": error}
@@ -38,61 +41,68 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class First:
-    """What differs first: an activation, or a leaf, and where it is wrong.
-
-    layer: its number in the stack. shard: mesh coordinates of the devices that are
-    wrong, None where all are. axis: the mesh axes without which it is right.
-    """
+    """The first array that differs, in the order in which a step computes them."""
 
     where: str
+    """The phase of the step: init, forward, backward, optimizer, evaluate, generate."""
     name: str
+    """Name of the activation, or path of the leaf."""
     layer: int | None = None
+    """Its layer, if it is stacked."""
     shard: dict[str, int | list[int]] | None = None
+    """Mesh coordinates of the wrong devices; None where all devices are wrong."""
     axis: str | None = None
+    """The mesh axes that cause it: the fewest with which it is still wrong."""
 
     def __str__(self) -> str:
-        said = [f"{self.where}: {self.name}"]
+        words = [f"{self.where}: {self.name}"]
         if self.layer is not None:
-            said.append(f"layer {self.layer}")
+            words.append(f"layer {self.layer}")
         if self.shard:
-            places = (f"{axis} {at}" for axis, at in self.shard.items())
-            said.append("on " + ", ".join(places))
+            coordinates = (f"{axis} {i}" for axis, i in self.shard.items())
+            words.append("on " + ", ".join(coordinates))
         if self.axis:
-            said.append(f"caused by splitting over {self.axis}")
-        return ", ".join(said)
+            words.append(f"caused by splitting over {self.axis}")
+        return ", ".join(words)
 
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """A layout compared with one device, leaf by leaf; text, HTML or JSON.
-
-    about: what was computed. end_to_end: leaves that are shown and not judged.
-    """
+    """A layout compared with one device, leaf by leaf."""
 
     layout: str
+    """The layout, as text."""
     about: str
+    """What was computed, and the limits, in one line."""
     leaves: tuple[Leaf, ...]
+    """The leaves that decide whether it passes."""
     end_to_end: tuple[Leaf, ...] = ()
+    """Updates from each side's own gradients; they are shown and decide nothing."""
     first: First | None = None
+    """What is wrong first; None if all leaves pass."""
 
     @property
     def passed(self) -> bool:
+        """Whether all leaves pass."""
         return all(leaf.passed for leaf in self.leaves)
 
     @property
     def verdict(self) -> str:
-        """One line that says it all."""
-        judged = f"{len(self.leaves)} leaves"
+        """The result in one line."""
+        count = f"{len(self.leaves)} leaves"
         if self.passed:
             worst = max((leaf.error for leaf in self.leaves), default=0.0)
-            return f"passed: {judged} of {self.layout} are those of one device " + (
+            return (
+                f"passed: {count} of {self.layout} are those of one device "
                 f"(largest error {worst:.1e})"
             )
-        bad = sum(not leaf.passed for leaf in self.leaves)
-        return f"FAILED: {bad} of {judged} of {self.layout} differ; first {self.first}"
+        failed = sum(not leaf.passed for leaf in self.leaves)
+        return (
+            f"FAILED: {failed} of {count} of {self.layout} differ; first {self.first}"
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """One object, as `--json` prints it."""
+        """As a JSON object, which `jaxpar verify --json` prints."""
         return {
             "passed": self.passed,
             "layout": self.layout,
@@ -102,7 +112,7 @@ class Proof:
 
     @property
     def grid(self) -> Grid:
-        """What was computed, a row for each leaf, the verdict."""
+        """As a table: what was computed, a row for each leaf, the verdict."""
         return Grid(HEADS, self._rows(), before=[self.about], after=self._footer())
 
     def __str__(self) -> str:
@@ -115,7 +125,7 @@ class Proof:
         return self.grid.html()
 
     def _rows(self) -> list[tuple[str, ...]]:
-        """Parameters with their errors, then what belongs to none of them."""
+        """A row for each parameter, then one for each other leaf."""
         cells: dict[str, dict[str, str]] = {}
         parameters = {leaf.path for leaf in self.leaves if leaf.kind == "init"}
         for leaf in (*self.leaves, *self.end_to_end):
@@ -127,19 +137,21 @@ class Proof:
             if path in parameters:
                 cells.setdefault(path, {})[kind] = _cell(leaf)
             else:
-                at = f"{leaf.kind} {path}" if leaf.kind != path else path
-                cells[at] = {COLUMNS[1]: _cell(leaf)}
-        return [(path, *_columns(found)) for path, found in cells.items()]
+                label = f"{leaf.kind} {path}" if leaf.kind != path else path
+                cells[label] = {COLUMNS[1]: _cell(leaf)}
+        return [(label, *_columns(row)) for label, row in cells.items()]
 
     def _footer(self) -> list[str]:
-        lines = ["end to end: the update of each one's own gradients; not judged."]
+        lines = ["end to end: update from each side's own gradients; not compared."]
         if any(leaf.zero for leaf in self.leaves):
-            lines.append("0: zero by mathematics, measured by the largest of its kind.")
+            lines.append(
+                "0: zero mathematically; its error is relative to the largest gradient."
+            )
         worst = max((leaf.error for leaf in self.leaves), default=0.0)
         if not self.passed and worst < ROUNDING:
             lines.append(
-                "So small an error may be rounding: something computed in float32, "
-                "or a model that amplifies it (norms of very few numbers)."
+                "An error this small may be rounding: something is computed in "
+                "float32, or the model amplifies rounding (norms of very few numbers)."
             )
         return [*lines, self.verdict]
 
@@ -150,7 +162,7 @@ def _cell(leaf: Leaf) -> str:
     return ("0: " if leaf.zero else "") + text + mark
 
 
-def _columns(found: dict[str, str]) -> tuple[str, ...]:
-    states = [text for kind, text in found.items() if kind.startswith("state")]
-    joined = {**found, "state": "  ".join(states)}
+def _columns(row: dict[str, str]) -> tuple[str, ...]:
+    states = [text for kind, text in row.items() if kind.startswith("state")]
+    joined = {**row, "state": "  ".join(states)}
     return tuple(joined.get(column, "") for column in COLUMNS)

@@ -47,7 +47,7 @@ def verify(
 
 
 def prove(reference: Reference, layout: Layout | str) -> Proof:
-    """Compares one layout with a reference that may serve many."""
+    """Compares one layout with a reference, which can be used for several."""
     layout = as_layout(layout)
     computed = reference.on(layout)
     reference.compile(computed)
@@ -76,14 +76,14 @@ def assert_same(
     """
     experiment = model_or_experiment
     if not isinstance(experiment, Experiment):
-        experiment = _around(experiment, as_layout(layout))
+        experiment = _experiment_with(experiment, as_layout(layout))
     proof = verify(experiment, layout)
     if not proof.passed:
         raise AssertionError(str(proof))
 
 
-def _around(model: ModelConfig, layout: Layout) -> Pretrain:
-    """The smallest experiment with a model."""
+def _experiment_with(model: ModelConfig, layout: Layout) -> Pretrain:
+    """A small experiment that trains a model on random rows."""
     rows = 2 * layout.batch_divisor
     seq_len = min(model.max_positions, 64)
     return Pretrain(
@@ -96,9 +96,10 @@ def _around(model: ModelConfig, layout: Layout) -> Pretrain:
 
 
 def _about(reference: Reference) -> str:
+    """The sizes that are compared, and the limits, in one line."""
     precision = reference.experiment.precision
-    how = "float64, each leaf to 1e-12"
+    limits = "float64, each leaf to 1e-12"
     if reference.exact is not reference.one:
         types = ", ".join(sorted(set(dataclasses.astuple(precision))))
-        how = f"{types}; a leaf may be {FACTOR:g} x as far from float64 as one device"
-    return f"{describe(reference.experiment)}; {how}"
+        limits = f"{types}; each leaf to {FACTOR:g} x the rounding error of one device"
+    return f"{describe(reference.experiment)}; {limits}"

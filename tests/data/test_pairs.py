@@ -1,4 +1,4 @@
-"""Pairs score answers alone, and every line of theirs must be one."""
+"""Of prompts with answers, only answers are scored; every line must be an example."""
 
 import json
 import textwrap
@@ -80,16 +80,16 @@ def test_long_prompts_are_refused_unless_cutting_was_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ("[1, 2]", "is no object, but list"),
-        ("{bad", "is no JSON"),
+        ("[1, 2]", "is not an object, but list"),
+        ("{bad", "is not JSON"),
         ('{"prompt": "a"}', "has no text 'answer'"),
         ('{"prompt": 1, "answer": "a"}', "has no text 'prompt'"),
     ],
 )
-def test_a_line_that_is_no_pair_is_named(tmp_path, line, fault):
+def test_a_line_that_is_not_an_example_is_named(tmp_path, line, fault):
     source = jsonl(tmp_path / "bad.jsonl")
     lines = (tmp_path / "bad.jsonl").read_text().splitlines()
-    # The last line stands in the held-out end: its number counts from the file's start.
+    # Line 60 is in the held-out end: its number counts from the start of the file.
     for number in (3, 60):
         changed = [*lines[: number - 1], line, *lines[number:]]
         (tmp_path / "bad.jsonl").write_text("\n".join(changed) + "\n")

@@ -89,7 +89,7 @@ def test_preparing_again_opens_what_was_made(folder, monkeypatch):
     first = source.prepare()
 
     def again(*made):
-        raise AssertionError("It was laid out again.")
+        raise AssertionError("The files were written again.")
 
     monkeypatch.setattr(token_files, "_write", again)
     assert source.prepare().fingerprint == first.fingerprint
@@ -104,14 +104,14 @@ def test_a_changed_byte_changes_the_fingerprint(folder):
     assert source.prepare().fingerprint != before
 
 
-def test_a_tokenizer_learns_from_the_training_part_alone(folder):
+def test_a_tokenizer_learns_only_from_the_training_part(folder):
     prepared = Text(f"files:{folder}/*.txt", tokenizer=BPE(280), **SIZES).prepare()
     train = open_source(f"files:{folder}/*.txt").documents()["train"]
-    alone = BPE(280).build(document.text for document in train)
-    assert prepared.tokenizer.fingerprint == alone.fingerprint
+    expected = BPE(280).build(document.text for document in train)
+    assert prepared.tokenizer.fingerprint == expected.fingerprint
 
 
-def test_a_given_tokenizer_is_used_and_nothing_is_learnt(folder):
+def test_a_given_tokenizer_is_used_and_nothing_is_learned(folder):
     source = Text(f"files:{folder}/*.txt", tokenizer=BPE(280), **SIZES)
     assert source.prepare(ByteTokenizer()).tokenizer.vocab_size == 259
 
@@ -160,7 +160,7 @@ def test_synthetic_text_has_the_entropy_it_claims():
     assert nats == pytest.approx(claimed, abs=1e-2)
 
 
-def test_synthetic_text_and_importing_need_numpy_alone(tmp_path):
+def test_synthetic_text_and_importing_need_only_numpy(tmp_path):
     code = (
         "import sys\n"
         "from jaxpar.data.source import Text\n"
@@ -230,7 +230,7 @@ def test_an_unknown_source_is_refused(source):
 
 
 def test_a_remote_path_is_refused():
-    with pytest.raises(UserError, match="no local path"):
+    with pytest.raises(UserError, match="not a local path"):
         Text("files:gs://bucket/a.txt", **SIZES).prepare()
 
 
@@ -252,7 +252,7 @@ def test_token_files_that_changed_are_refused(folder):
         source.prepare()
 
 
-def test_windows_that_the_libraries_would_now_make_otherwise_are_refused(folder):
+def test_tokens_that_the_libraries_would_now_make_differently_are_refused(folder):
     source = Text(f"files:{folder}/*.txt", **SIZES)
     path = cache.root() / "windows" / source.prepare().fingerprint / "train/meta.json"
     meta = json.loads(path.read_text())
@@ -262,9 +262,9 @@ def test_windows_that_the_libraries_would_now_make_otherwise_are_refused(folder)
         source.prepare()
 
 
-def test_a_build_that_fails_leaves_nothing_behind(tmp_path):
-    def fail(aside):
-        (aside / "half").write_text("made")
+def test_a_build_that_fails_leaves_no_files(tmp_path):
+    def fail(directory):
+        (directory / "half").write_text("made")
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError):
@@ -273,8 +273,8 @@ def test_a_build_that_fails_leaves_nothing_behind(tmp_path):
 
 
 def test_the_first_of_two_builders_stands(tmp_path):
-    def late(aside):
-        (aside / "who").write_text("late")
+    def late(directory):
+        (directory / "who").write_text("late")
         cache.build_once(
             tmp_path / "made", lambda a: (a / "who").write_text("first") and None
         )

@@ -12,8 +12,8 @@ from jaxpar.data.windows import Rows, TokenFile
 PAD = 999
 
 
-def laid(lengths, prompts=None) -> TokenFile:
-    """Items of the given token counts (begin and end included), numbered through."""
+def token_file(lengths, prompts=None) -> TokenFile:
+    """Items of these lengths, begin and end included; tokens are 1, 2, 3, ..."""
     ends = np.cumsum(lengths).astype(np.int64)
     prompts = np.ones_like(ends) if prompts is None else np.array(prompts)
     tokens = np.arange(1, ends[-1] + 1, dtype=np.uint16)
@@ -22,7 +22,7 @@ def laid(lengths, prompts=None) -> TokenFile:
 
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=12), st.integers(1, 17))
 def test_every_token_but_the_first_of_a_document_is_scored_once(lengths, seq_len):
-    corpus = laid(lengths)
+    corpus = token_file(lengths)
     rows = [causal(window) for window in windows.all_windows(corpus, seq_len)]
     scored = np.concatenate([row["targets"][row["weights"] > 0] for row in rows])
     firsts = set(corpus.tokens[corpus.starts].tolist())
@@ -32,29 +32,29 @@ def test_every_token_but_the_first_of_a_document_is_scored_once(lengths, seq_len
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=12), st.integers(1, 17))
 def test_the_count_of_scored_tokens_is_the_sum_of_weights(lengths, seq_len):
     for found in (
-        windows.all_windows(laid(lengths), seq_len),
-        windows.full_windows(laid(lengths), seq_len),
+        windows.all_windows(token_file(lengths), seq_len),
+        windows.full_windows(token_file(lengths), seq_len),
     ):
         total = sum(causal(window)["weights"].sum() for window in found)
         assert found.n_tokens == total
 
 
 def test_positions_restart_with_each_document_and_each_window():
-    first, second = windows.all_windows(laid([4, 5]), 6)
+    first, second = windows.all_windows(token_file([4, 5]), 6)
     assert first.positions.tolist() == [0, 1, 2, 3, 0, 1, 2]
     assert first.segments.tolist() == [1, 1, 1, 1, 2, 2, 2]
     assert second.positions.tolist() == [0, 1, 2, 0, 0, 0, 0]
 
 
 def test_the_last_window_is_filled_up_with_weight_zero():
-    *_, last = windows.all_windows(laid([4, 5]), 6)
+    *_, last = windows.all_windows(token_file([4, 5]), 6)
     assert last.tokens.tolist() == [7, 8, 9, PAD, PAD, PAD, PAD]
     assert last.segments.tolist() == [1, 1, 1, 0, 0, 0, 0]
     assert causal(last)["weights"].tolist() == [1, 1, 0, 0, 0, 0]
 
 
 def test_a_target_in_another_document_weighs_nothing():
-    (window,) = windows.full_windows(laid([3, 4]), 6)
+    (window,) = windows.full_windows(token_file([3, 4]), 6)
     row = causal(window)
     assert row["weights"].tolist() == [1, 1, 0, 1, 1, 1]
     assert {name: field.dtype.name for name, field in row.items()} == {
@@ -67,27 +67,27 @@ def test_a_target_in_another_document_weighs_nothing():
 
 
 def test_only_answers_are_scored():
-    (window,) = Rows(laid([6], prompts=[3]), 8)
+    (window,) = Rows(token_file([6], prompts=[3]), 8)
     assert window.tokens.tolist() == [1, 2, 3, 4, 5, 6, PAD, PAD, PAD]
     row = causal(window)
     assert row["targets"][row["weights"] > 0].tolist() == [4, 5, 6]
 
 
 def test_a_long_prompt_loses_its_middle_and_no_answer():
-    rows = Rows(laid([10], prompts=[7]), 6)
+    rows = Rows(token_file([10], prompts=[7]), 6)
     assert rows[0].tokens.tolist() == [1, 2, 6, 7, 8, 9, 10]
     assert causal(rows[0])["weights"].tolist() == [0, 0, 0, 1, 1, 1]
     assert (rows.n_cut, rows.n_left_out, rows.n_tokens) == (1, 0, 3)
 
 
 def test_an_answer_that_does_not_fit_is_left_out_and_counted():
-    rows = Rows(laid([10, 4], prompts=[1, 2]), 6)
+    rows = Rows(token_file([10, 4], prompts=[1, 2]), 6)
     assert (len(rows), rows.n_left_out) == (1, 1)
     assert rows[0].tokens[:4].tolist() == [11, 12, 13, 14]
     assert rows.n_bytes == 2
 
 
-def test_reading_behind_the_last_window_is_an_index_error():
-    found = windows.all_windows(laid([4]), 2)
+def test_reading_after_the_last_window_is_an_index_error():
+    found = windows.all_windows(token_file([4]), 2)
     with pytest.raises(IndexError, match=f"{len(found)}"):
         found[len(found)]

@@ -29,9 +29,9 @@ LLAMA = dataclasses.replace(
 PROMPTS = [[5, 6, 7, 8, 9], [11, 12], [3] * 9]
 
 
-def recipe_of(model, kind="float32"):
+def recipe_of(model, dtype="float32"):
     optim = AdamW(peak_lr=1e-3, warmup_steps=1, decay_steps=10)
-    return Recipe(model, CausalLM(), optim, Precision(kind, kind, kind))
+    return Recipe(model, CausalLM(), optim, Precision(dtype, dtype, dtype))
 
 
 def place(text):
@@ -64,38 +64,47 @@ def test_cached_logits_are_those_of_the_whole_forward_pass(model):
         def cached(params):
             with use_layout(placed, recipe.precision):
                 model = recipe.merge(anatomy, params)
-                cache, out, at = model.cache(2, 16), [], 0
+                cache, logits, start = model.cache(2, 16), [], 0
                 for n in (5, 1, 1, 3, 1, 1):
-                    piece = tokens[:, at : at + n]
-                    places = [p[:, at : at + n] for p in one_document_per_row(tokens)]
+                    piece = tokens[:, start : start + n]
+                    places = [
+                        p[:, start : start + n] for p in one_document_per_row(tokens)
+                    ]
                     x, aux = model(piece, Places(*places), cache=cache)
                     cache = aux.cache
-                    out.append(model.unembed(x))
-                    at += n
-                return jnp.concatenate(out, axis=1)
+                    logits.append(model.unembed(x))
+                    start += n
+                return jnp.concatenate(logits, axis=1)
 
         want, got = (jax.device_get(jax.jit(f)(params)) for f in (uncached, cached))
         want, got = want[..., :100], got[..., :100]
         assert np.max(np.abs(want - got)) < 1e-12 * np.max(np.abs(want))
 
 
-def test_greedy_tokens_are_the_same_on_a_mesh_and_alone():
-    alone = answers(LLAMA, "data=1")
-    assert answers(LLAMA, "fsdp=4,tensor=2") == alone
-    assert [len(answer) for answer in alone] == [7, 7, 7]
+def test_greedy_tokens_are_the_same_on_a_mesh_and_on_one_device():
+    expected = answers(LLAMA, "data=1")
+    assert answers(LLAMA, "fsdp=4,tensor=2") == expected
+    assert [len(answer) for answer in expected] == [7, 7, 7]
 
 
-def test_a_prompt_is_answered_alike_alone_and_in_a_batch():
+def test_a_prompt_gets_the_same_answer_in_any_batch():
     assert answers(GPT, "data=1")[1:2] == answers(GPT, "data=1", PROMPTS[1:2])
 
 
-def test_without_a_cache_the_prefix_runs_again_to_the_same_tokens(monkeypatch):
+def test_prompts_may_be_arrays():
+    rows = np.arange(8).reshape(2, 4)
+    expected = answers(GPT, "data=1", rows.tolist())
+    assert answers(GPT, "data=1", rows) == expected
+    assert answers(GPT, "data=1", list(rows)) == expected
+
+
+def test_without_a_cache_the_tokens_are_the_same(monkeypatch):
     want = answers(GPT, "data=1")
     monkeypatch.setattr("jaxpar.models.decoder.Decoder.cache", lambda *_: None)
     assert answers(GPT, "data=1") == want
 
 
-def test_the_seed_alone_decides_what_is_drawn():
+def test_only_the_seed_decides_what_is_drawn():
     draw = [answers(GPT, "data=1", temperature=1.0, seed=s) for s in (1, 1, 2)]
     assert draw[0] == draw[1] != draw[2]
 

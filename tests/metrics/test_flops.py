@@ -1,4 +1,4 @@
-"""Operations are counted as the mathematics has them, wherever they stand."""
+"""FLOPs are counted wherever they are in a jaxpr, and as the model has them."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def test_a_product_counts_two_for_each_multiplication_and_addition():
     assert scores == 2 * (2 * 3) * 8 * 8 * 4
 
 
-def test_a_product_in_a_scan_counts_once_a_turn():
+def test_a_product_in_a_scan_counts_once_per_iteration():
     assert model_flops(scanned, x, w) == 5 * ONCE
     twice = model_flops(
         lambda x, w: jax.lax.scan(lambda x, _: (scanned(x, w), None), x, length=3), x, w
@@ -58,7 +58,7 @@ def test_what_surrounds_a_product_does_not_change_its_count(wrap):
 @pytest.mark.parametrize(
     "spec", [P("data"), P(("data", "tensor")), P(None), P(None, "tensor")]
 )
-def test_pieces_count_as_the_whole_and_copies_once(spec):
+def test_shards_count_as_the_whole_and_replicas_once(spec):
     mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     rows = P("tensor") if spec == P(None, "tensor") else P(None)
 
@@ -71,7 +71,7 @@ def test_pieces_count_as_the_whole_and_copies_once(spec):
     assert model_flops(mapped, x, w) == ONCE
 
 
-def test_of_a_choice_the_costliest_branch_counts():
+def test_of_a_switch_the_branch_with_most_flops_counts():
     def choose(i, x, w):
         branches = (lambda x: x, lambda x: x @ w, lambda x: x @ w @ w)
         return jax.lax.switch(i, branches, x)
@@ -79,15 +79,15 @@ def test_of_a_choice_the_costliest_branch_counts():
     assert model_flops(choose, jax.ShapeDtypeStruct((), "int32"), x, w) == 2 * ONCE
 
 
-def test_a_loop_of_unknown_length_counts_once_and_says_so():
+def test_a_loop_of_unknown_length_counts_once_and_warns():
     def until(x, w):
         return jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ w, x)
 
-    with pytest.warns(UserWarning, match="256 FLOPs a turn; it is counted as one"):
+    with pytest.warns(UserWarning, match="256 FLOPs per iteration, of which one is"):
         assert model_flops(until, x, w) == ONCE
 
 
-def test_a_row_of_a_ragged_product_meets_one_expert():
+def test_a_row_of_a_ragged_product_is_multiplied_with_one_expert():
     experts = jax.ShapeDtypeStruct((3, 4, 4), "float32")
     sizes = jax.ShapeDtypeStruct((3,), "int32")
     assert model_flops(jax.lax.ragged_dot, x, experts, sizes) == ONCE

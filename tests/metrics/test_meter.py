@@ -1,4 +1,4 @@
-"""Rates come from rows and from the hardware's table, and are never guessed."""
+"""Rates come from rows and from the table of hardware; unknown ones are None."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def test_a_step_is_three_forward_passes_over_all_devices():
     assert meter == Meter(3e12, 8 * 989.4e12)
 
 
-def test_one_unknown_device_leaves_the_share_of_the_peak_unknown():
+def test_one_unknown_device_makes_the_mfu_unknown():
     meter = meter_on([Device("NVIDIA H200"), Device("cpu")], forward_flops=1e12)
     assert meter(ROW)["mfu"] is None
     assert meter(ROW)["tokens_per_second"] == 8192.0

@@ -1,4 +1,4 @@
-"""What was written can be read again, whatever happened to the run."""
+"""Metrics can be read back, even those of a run that was killed."""
 
 import io
 import json
@@ -22,7 +22,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_every_row_is_a_line_that_is_there_at_once(tmp_path):
+def test_every_row_is_written_at_once_as_a_line(tmp_path):
     path = tmp_path / "run" / "metrics.jsonl"
     sink = JsonlSink(path)
     for step in range(3):
@@ -43,7 +43,7 @@ def test_what_json_lacks_becomes_null_at_any_depth(tmp_path):
     assert lines(path) == [{**expected, "e": True, "f": "NaN"}]
 
 
-def test_a_value_that_is_no_number_is_refused_by_name(tmp_path):
+def test_an_array_is_refused_with_advice(tmp_path):
     with pytest.raises(UserError, match="fetch"):
         JsonlSink(tmp_path / "metrics.jsonl").write({"loss": np.zeros(2)})
 
@@ -116,7 +116,7 @@ def test_a_terminal_says_compiling_until_the_first_step():
     assert "2.0k tok/s" in last and "0:00 left" in last
 
 
-def test_a_row_without_a_number_is_shown_as_such():
+def test_a_loss_that_is_not_finite_is_shown_as_it_is():
     file = io.StringIO()
     Progress(2, file=file).write({"step": 1, "loss": float("nan")})
     assert file.getvalue().splitlines()[1] == "step 1/2: loss nan"

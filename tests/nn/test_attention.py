@@ -1,4 +1,4 @@
-"""Attention is one function, however it is cut."""
+"""Attention in tiles or over a split sequence is the textbook's attention."""
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +17,20 @@ def naive(q, k, v, where, where_k, window=0):
     """The textbook's attention, with all scores at once; 0 where nothing is seen."""
     k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("BTNH,BSNH->BNTS", q, k) / q.shape[-1] ** 0.5
-    seen = attention_mask(where, where_k, window)[:, None]
-    share = jax.nn.softmax(scores, axis=-1, where=seen)
-    return jnp.einsum("BNTS,BSNH->BTNH", jnp.where(seen, share, 0), v)
+    mask = attention_mask(where, where_k, window)[:, None]
+    weights = jax.nn.softmax(scores, axis=-1, where=mask)
+    return jnp.einsum("BNTS,BSNH->BTNH", jnp.where(mask, weights, 0), v)
 
 
-def some(B, T, S, N, K):
+def random_inputs(B, T, S, N, K):
     random = np.random.default_rng(0)
     q = jnp.asarray(random.normal(size=(B, T, N, 8)))
     k, v = jnp.asarray(random.normal(size=(2, B, S, K, 8)))
     # Each query sees its own key, as in every model.
-    at = random.integers(0, 9, (B, S)), random.integers(0, 2, (B, S))
-    where_k = Places(*(jnp.asarray(x, jnp.int32) for x in at))
+    positions, segments = random.integers(0, 9, (B, S)), random.integers(0, 2, (B, S))
+    where_k = Places(
+        jnp.asarray(positions, jnp.int32), jnp.asarray(segments, jnp.int32)
+    )
     return q, k, v, Places(*(x[:, S - T :] for x in where_k)), where_k
 
 
@@ -36,7 +38,7 @@ def some(B, T, S, N, K):
 @pytest.mark.parametrize("sizes", [(6, 10, 10, 4, 2), (2, 7, 11, 3, 3)])
 def test_tiles_are_the_textbooks_attention(sizes, window, tile):
     with jax.enable_x64(True):
-        q, k, v, where, where_k = some(*sizes)
+        q, k, v, where, where_k = random_inputs(*sizes)
         change = jnp.cos(jnp.arange(q.size)).reshape(q.shape)
 
         def tiled(q, k, v):
@@ -54,7 +56,7 @@ def test_tiles_are_the_textbooks_attention(sizes, window, tile):
 
 
 def test_bfloat16_rounds_and_does_no_more():
-    q, k, v, where, where_k = some(2, 64, 64, 4, 2)
+    q, k, v, where, where_k = random_inputs(2, 64, 64, 4, 2)
     narrow = [x.astype(jnp.bfloat16) for x in (q, k, v)]
 
     @jax.jit
@@ -73,10 +75,10 @@ def test_bfloat16_rounds_and_does_no_more():
 
 
 def test_a_query_that_sees_nothing_gets_nothing():
-    q, k, v, where, where_k = some(2, 3, 5, 2, 2)
+    q, k, v, where, where_k = random_inputs(2, 3, 5, 2, 2)
     nowhere = Places(where_k.positions, jnp.full((2, 5), NO_DOCUMENT))
-    found = FlashAttention().forward(q, k, v, where, nowhere)
-    assert not found.out.any() and (found.lse == jnp.finfo(found.lse.dtype).min).all()
+    out, lse = FlashAttention().forward(q, k, v, where, nowhere)
+    assert not out.any() and (lse == jnp.finfo(lse.dtype).min).all()
 
 
 @pytest.mark.parametrize("text", ["context=4", "ring=4", "ulysses=4"])
@@ -84,7 +86,7 @@ def test_a_split_sequence_is_the_whole_one(text):
     layout = Layout.parse(text)
     placed = layout.on(jax.devices()[: layout.n_devices])
     with jax.enable_x64(True):
-        q, k, v, where, _ = some(3, 16, 16, 4, 4)
+        q, k, v, where, _ = random_inputs(3, 16, 16, 4, 4)
         change = jnp.cos(jnp.arange(q.size)).reshape(q.shape)
         order = layout.token_numbers(16)
 
@@ -110,8 +112,8 @@ def test_a_split_sequence_is_the_whole_one(text):
             np.testing.assert_allclose(a[:, order], b, rtol=1e-12, atol=1e-13)
 
 
-def temporary(text, T, tile=2**14):
-    """Bytes of scratch on each device for attention and its gradients, compiled."""
+def temporary_bytes(text, T, tile=2**14):
+    """Temporary memory on each device of attention and its gradients, compiled."""
     placed = Layout.parse(text).on(jax.devices()[: Layout.parse(text).n_devices])
 
     def total(q, k, v, where):
@@ -130,16 +132,17 @@ def temporary(text, T, tile=2**14):
     return compiled.compile().memory_analysis().temp_size_in_bytes
 
 
-def test_a_rings_memory_is_linear_in_the_piece_of_a_device():
-    one, two, four = (temporary("ring=4", T) for T in (4096, 8192, 16384))
+def test_a_rings_memory_is_linear_in_the_sequence_of_a_device():
+    one, two, four = (temporary_bytes("ring=4", T) for T in (4096, 8192, 16384))
     assert one < two < 2.1 * one and two < four < 2.1 * two
-    # Longer by as many devices as it is split over: the same on each of them.
-    assert temporary("ring=8", 8192) < 1.05 * one
-    # Without tiles it holds the square of a piece, and the law would see it.
-    assert temporary("ring=4", 8192, 2**30) > 3 * temporary("ring=4", 4096, 2**30)
+    # Twice the sequence on twice the devices: the same memory on each of them.
+    assert temporary_bytes("ring=8", 8192) < 1.05 * one
+    # Without tiles it is quadratic, and this measurement shows it.
+    untiled = [temporary_bytes("ring=4", T, 2**30) for T in (4096, 8192)]
+    assert untiled[1] > 3 * untiled[0]
 
 
-def test_a_query_looks_back_in_its_own_document_and_window_only():
+def test_a_query_sees_earlier_keys_of_its_own_document_and_window_only():
     where = Places(jnp.asarray([[0, 1, 2, 0, 1]]), jnp.asarray([[1, 1, 1, 2, 2]]))
     assert attention_mask(where, where)[0].astype(int).tolist() == [
         [1, 0, 0, 0, 0],
@@ -158,13 +161,13 @@ def test_rotation_depends_on_distance_alone():
         random = np.random.default_rng(0)
         q, k = jnp.asarray(random.normal(size=(2, 1, 1, 1, 8)))
         for shift in (0, 5, 1000):
-            at = [jnp.asarray([[p + shift]]) for p in (7, 3)]
-            product = jnp.sum(rotate(q, at[0], 1e4) * rotate(k, at[1], 1e4))
+            at_q, at_k = (jnp.asarray([[p + shift]]) for p in (7, 3))
+            product = jnp.sum(rotate(q, at_q, 1e4) * rotate(k, at_k, 1e4))
             first = product if shift == 0 else first
             np.testing.assert_allclose(product, first, rtol=1e-12)
 
 
-def test_rows_of_one_document_stand_from_its_start():
+def test_rows_of_one_document_start_at_its_beginning():
     places = one_document_per_row(jnp.zeros((2, 3), jnp.int32))
     assert places.positions.tolist() == [[0, 1, 2]] * 2
     assert places.segments.tolist() == [[0, 0, 0]] * 2

@@ -1,4 +1,4 @@
-"""Which parameters move, by how much, and where their moments live."""
+"""Which parameters are updated, by how much, and with which moments."""
 
 import jax
 import jax.numpy as jnp
@@ -37,16 +37,16 @@ def tree(seed):
     )
 
 
-def step(config, params, grads, frame=single_device):
+def step(config, params, grads, context=single_device):
     optimizer = config.build(NAMES, CONSTANT)
     state = optimizer.init(params)
     rate = optimizer.schedule(0)
-    with frame():
+    with context():
         return jax.jit(optimizer.update)(grads, state, params, rate)
 
 
 @pytest.mark.parametrize("kind", [AdamW, Muon])
-def test_parameters_born_constant_do_not_decay(kind):
+def test_parameters_initialised_to_a_constant_do_not_decay(kind):
     config = kind(peak_lr=0.1, weight_decay=0.5, **FLAT)
     zero = jax.tree.map(jnp.zeros_like, tree(0))
     updates, _ = step(config, tree(0), zero)
@@ -55,7 +55,7 @@ def test_parameters_born_constant_do_not_decay(kind):
 
 
 @pytest.mark.parametrize("kind", [AdamW, Muon])
-def test_what_is_frozen_gets_no_update_and_holds_no_moments(kind):
+def test_frozen_parameters_get_no_update_and_have_no_moments(kind):
     config = kind(peak_lr=0.1, freeze=("layers/*",), **FLAT)
     updates, state = step(config, tree(0), tree(1))
     for path, update in flatten(updates).items():
@@ -68,7 +68,7 @@ def test_a_glob_that_matches_nothing_is_refused():
         AdamW(peak_lr=0.1, freeze=("layers/w_k",), **FLAT).build(NAMES, CONSTANT)
 
 
-def test_muon_orthogonalizes_each_layer_of_a_stack_on_its_own():
+def test_muon_orthogonalizes_each_layer_of_a_stack_separately():
     config = Muon(peak_lr=1.0, weight_decay=0.0, **FLAT)
     params, grads = tree(0), tree(1)
     both, _ = step(config, params, grads)
@@ -92,25 +92,25 @@ def test_a_mesh_does_not_change_the_update(kind):
         is_leaf=lambda names: isinstance(names, tuple),
     )
     one, _ = step(config, tree(0), tree(1))
-    given = jax.device_put((tree(0), tree(1)), (shardings,) * 2)
-    spread, _ = step(config, *given, frame=lambda: use_layout(placed))
+    placed_trees = jax.device_put((tree(0), tree(1)), (shardings,) * 2)
+    sharded, _ = step(config, *placed_trees, context=lambda: use_layout(placed))
     for path, update in flatten(one).items():
-        np.testing.assert_allclose(flatten(spread)[path], update, atol=2e-6)
+        np.testing.assert_allclose(flatten(sharded)[path], update, atol=2e-6)
 
 
-def test_devices_do_not_repeat_each_others_matrices():
+def test_muon_distributes_its_matrices_over_the_devices():
     config = Muon(peak_lr=0.1, **FLAT)
     optimizer = config.build(NAMES, CONSTANT)
 
     def flops(n):
         placed = Layout.parse(f"data={n}").on(jax.devices()[:n])
-        given = tree(1), optimizer.init(tree(0)), tree(0)
+        args = tree(1), optimizer.init(tree(0)), tree(0)
         with use_layout(placed):
             update = jax.jit(optimizer.update, in_shardings=placed.replicated)
-            compiled = update.lower(*given, jnp.float32(0.1)).compile()
+            compiled = update.lower(*args, jnp.float32(0.1)).compile()
         return compiled.cost_analysis()["flops"]
 
-    # Half of the iteration; what is done element by element is not shared out.
+    # Half of the iteration; elementwise work is not distributed.
     assert flops(2) < 0.7 * flops(1)
 
 
@@ -122,7 +122,7 @@ def schedule(**fields):
 
 
 @pytest.mark.parametrize("shape", ["cosine", "linear"])
-def test_a_schedule_rises_stays_and_falls(shape):
+def test_a_schedule_has_a_warm_up_a_constant_and_a_decay(shape):
     s = schedule(shape=shape)
     rates = [float(s(i)) for i in range(40)]
     assert rates[0] == pytest.approx(0.25) and rates[3] == 1.0
@@ -132,12 +132,12 @@ def test_a_schedule_rises_stays_and_falls(shape):
     assert s.ends() == 34
 
 
-def test_a_schedule_that_waits_decays_from_where_it_is_told():
+def test_a_schedule_that_waits_decays_from_where_the_rule_begins_it():
     s = schedule(stable_steps=-1)
     assert float(s(10**6)) == 1.0 and s.ends() is None
     assert float(s(100, 90)) == float(schedule(stable_steps=86)(100))
     assert s.ends(90) == 110
 
 
-def test_a_told_decay_never_comes_later_than_the_planned_one():
+def test_a_rule_cannot_begin_a_decay_later_than_planned():
     assert float(schedule()(20, NEVER)) == float(schedule()(20, 10**6))

@@ -1,4 +1,4 @@
-"""What an update is, in numbers that NumPy gives, too."""
+"""Updates are those of the formulas, computed in NumPy."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ SIZES = {"vocab": 16, "embed": 8, "layers": 2, "mlp": 16, "heads": 4, "head_dim"
 CONSTANT = frozenset({"layers/mlp/b_up"})
 FLAT = {"peak_lr": 0.1, "warmup_steps": 0, "stable_steps": 9, "decay_steps": 9}
 LOOSE = {**FLAT, "clip_norm": 1e9, "weight_decay": 0.0}
-# Newton-Schulz of Jordan's Muon: five turns of a quintic with these coefficients.
+# Newton-Schulz of Jordan's Muon: five iterations of a quintic with these coefficients.
 A, B, C = 3.4445, -4.7750, 2.0315
 KINDS = pytest.mark.parametrize("kind", [AdamW, Muon])
 
@@ -164,14 +164,14 @@ def test_muons_updates_are_as_large_as_adams_usual_ones():
         assert 0.12 < float(jnp.sqrt(jnp.mean(update**2))) < 0.25, name
 
 
-def test_what_is_no_matrix_gets_adams_update_under_muon():
+def test_muon_gives_all_but_matrices_adams_update():
     _, muon, _ = run(Muon(**FLAT), tree(0), tree(1))
     _, adam, _ = run(AdamW(**FLAT), tree(0), tree(1))
     for path in ("embedding", "layers/mlp/b_up"):
         np.testing.assert_allclose(flatten(muon)[path], flatten(adam)[path], rtol=1e-6)
 
 
-def test_experts_are_matrices_of_their_own_and_tables_are_none():
+def test_each_expert_is_a_matrix_and_an_embedding_is_none():
     assert is_matrix(("layers", "experts", "embed", "mlp"))
     assert not is_matrix(("layers", "embed", "experts"))
     assert not is_matrix(("layers", "heads", "head_dim"))
@@ -180,18 +180,18 @@ def test_experts_are_matrices_of_their_own_and_tables_are_none():
 
 
 @KINDS
-def test_decay_is_the_rate_times_the_parameter_and_no_more(kind):
+def test_weight_decay_is_the_rate_times_the_parameter(kind):
     config = kind(**{**FLAT, "weight_decay": 0.5}, no_decay=("embedding",))
     zero = jax.tree.map(jnp.zeros_like, tree(0))
     _, updates, _ = run(config, tree(0), zero, rate=0.1)
     for path, update in flatten(updates).items():
-        still = path in ("embedding", "layers/mlp/b_up")
-        expected = 0 if still else -0.1 * 0.5 * flatten(tree(0))[path]
+        undecayed = path in ("embedding", "layers/mlp/b_up")
+        expected = 0 if undecayed else -0.1 * 0.5 * flatten(tree(0))[path]
         np.testing.assert_allclose(update, expected, rtol=1e-6)
 
 
 @KINDS
-def test_frozen_bits_stay_and_neither_clip_nor_poison_the_rest(kind):
+def test_frozen_parameters_keep_their_bits_and_do_not_affect_the_rest(kind):
     config = kind(**FLAT, freeze=("layers/attn/*",))
     params = tree(0)
     params["layers"]["attn"]["w_q"] = params["layers"]["attn"]["w_q"].at[0].set(-0.0)
@@ -226,7 +226,7 @@ def test_gradients_above_the_norm_are_scaled_to_it(kind):
 def test_many_updates_on_a_mesh_equal_those_on_one_device(kind, spelling):
     placed = Layout.parse(spelling).on(jax.devices())
 
-    def spread(value):
+    def shard(value):
         shardings = jax.tree.map(
             lambda names: placed.sharding(names, "stored"), NAMES, is_leaf=is_names
         )
@@ -235,7 +235,7 @@ def test_many_updates_on_a_mesh_equal_those_on_one_device(kind, spelling):
     with jax.enable_x64(True):
         trees = [tree(i, "float64") for i in range(4)]
         one, _, _ = run(kind(**FLAT), *trees)
-        many, _, _ = run(kind(**FLAT), *map(spread, trees))
+        many, _, _ = run(kind(**FLAT), *map(shard, trees))
         for path, leaf in flatten(one).items():
             np.testing.assert_allclose(
                 flatten(many)[path], leaf, rtol=1e-11, atol=1e-12, err_msg=path
@@ -244,32 +244,32 @@ def test_many_updates_on_a_mesh_equal_those_on_one_device(kind, spelling):
 
 def rates(config, steps, decay_from=NEVER):
     """As a step computes them: traced."""
-    at = jax.vmap(lambda step: config.schedule(step, jnp.int32(decay_from)))
-    return np.array(at(jnp.arange(steps)))
+    schedule = jax.vmap(lambda step: config.schedule(step, jnp.int32(decay_from)))
+    return np.array(schedule(jnp.arange(steps)))
 
 
 @pytest.mark.parametrize("shape", ["cosine", "linear"])
-@pytest.mark.parametrize("told", [NEVER, 120, 40])
+@pytest.mark.parametrize("decay_from", [NEVER, 120, 40])
 @pytest.mark.parametrize("stable", [0, 100, -1])
-def test_a_schedule_never_jumps_and_never_starts_at_zero(shape, told, stable):
+def test_a_schedule_never_jumps_and_never_starts_at_zero(shape, decay_from, stable):
     config = AdamW(1.0, 50, 200, stable, decay_shape=shape, final_lr=0.1)
-    found = rates(config, 400, told)
+    found = rates(config, 400, decay_from)
     assert found[0] > 0 and found.max() <= 1.0
     # The steepest that a warm-up of 50 or a cosine over 200 steps can be.
     assert np.abs(np.diff(found)).max() <= max(1 / 50, np.pi / 2 / 200) + 1e-6
 
 
 def test_a_schedule_ends_where_it_says():
-    for stable, told in ((0, NEVER), (30, NEVER), (30, 20), (-1, 70)):
+    for stable, decay_from in ((0, NEVER), (30, NEVER), (30, 20), (-1, 70)):
         config = AdamW(1.0, 10, 40, stable)
-        ends = config.schedule.ends(told)
-        found = rates(config, ends + 50, told)
+        ends = config.schedule.ends(decay_from)
+        found = rates(config, ends + 50, decay_from)
         np.testing.assert_allclose(found[ends:], 0.1, rtol=1e-6)
         assert found[ends - 2] > 0.1
     assert AdamW(1.0, 10, 40, -1).schedule.ends(NEVER) is None
 
 
-def test_a_configuration_is_of_one_optimizer():
+def test_a_configuration_names_its_optimizer():
     with pytest.raises(UserError, match="names no optimizer; write AdamW"):
         OptimConfig(peak_lr=6e-4, warmup_steps=2_000, decay_steps=60_000)
     config = AdamW(6e-4, 2_000, 60_000)

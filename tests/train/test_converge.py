@@ -1,4 +1,4 @@
-"""Stopping rules decide well, and remember what they saw.
+"""Stopping rules decide well, and their memory survives a resume.
 
 pytest tests/train/test_converge.py
 """
@@ -11,33 +11,24 @@ from random import Random
 
 import pytest
 
+from jaxpar.optim.schedule import NEVER, Schedule
 from jaxpar.train.actions import StartDecay, Stop
-from jaxpar.train.converge import (
-    DECAY,
-    OVER,
-    PLATEAU,
-    STILL,
-    WARMUP,
-    Converged,
-    Never,
-    phase_of,
-)
-from jaxpar.train.state import NEVER
+from jaxpar.train.converge import Converged, Never, Phase, StopRule, Verdict, phase_of
 
+WARMUP, PLATEAU, DECAY, FINAL, ZERO = Phase
 RULE = Converged(patience=4, min_improvement=0.01, smoothing=3)
 
 
 def watch(rule, losses, phase=PLATEAU, every=10, memory=None, start=0):
-    """The first wish with its step and memory, and the steps that were best."""
+    """The first action with its step and memory, and the steps that were best."""
     memory, best = memory or rule.start(), []
     for i, loss in enumerate(losses):
         step = start + i * every
-        here = phase(step) if callable(phase) else phase
-        memory, wish, is_best = rule.observe(memory, step, loss, here)
-        memory = json.loads(json.dumps(memory))
-        best += [step] * is_best
-        if wish:
-            return step, wish, memory, best
+        verdict = rule.observe(memory, step, loss, phase)
+        memory = json.loads(json.dumps(verdict.memory))
+        best += [step] * verdict.is_best
+        if verdict.action:
+            return step, verdict.action, memory, best
     return None, None, memory, best
 
 
@@ -45,8 +36,8 @@ def falling(n, power=0.3, floor=1.0):
     return [floor + 3 * (i + 1) ** -power for i in range(n)]
 
 
-def test_never_is_never():
-    assert watch(Never(), [1.0] * 500, OVER) == (None, None, {}, [])
+def test_never_does_not_stop():
+    assert watch(Never(), [1.0] * 500, FINAL) == (None, None, {}, [])
 
 
 def test_a_loss_that_keeps_falling_never_stops():
@@ -55,12 +46,12 @@ def test_a_loss_that_keeps_falling_never_stops():
 
 @pytest.mark.parametrize("power", [0.7, 1.0, 2.0])
 @pytest.mark.parametrize("every", [1, 50])
-def test_twice_the_steps_of_a_stopped_run_gain_less_than_asked(power, every):
+def test_twice_the_steps_of_a_stopped_run_improve_less_than_the_minimum(power, every):
     curve = falling(5_000, power)
-    step, wish, *_ = watch(RULE, curve, every=every)
-    assert isinstance(wish, StartDecay)
-    here = step // every
-    assert curve[2 * here] > curve[here] * (1 - RULE.min_improvement)
+    step, action, *_ = watch(RULE, curve, every=every)
+    assert isinstance(action, StartDecay)
+    i = step // every
+    assert curve[2 * i] > curve[i] * (1 - RULE.min_improvement)
 
 
 def test_a_patience_in_evaluations_alone_stops_too_early():
@@ -69,33 +60,33 @@ def test_a_patience_in_evaluations_alone_stops_too_early():
     assert curve[2 * step] < curve[step] * (1 - 3 * RULE.min_improvement)
 
 
-def test_a_plateau_that_a_decay_would_end_starts_it_and_stops_at_its_end():
+def test_a_plateau_begins_a_decay_that_can_begin_and_the_run_stops_at_its_end():
     losses = falling(20, 2.0) + [1.01] * 40
-    step, wish, memory, _ = watch(RULE, losses)
-    assert wish == StartDecay()
-    after, wish, *_ = watch(RULE, [1.01] * 10, DECAY, memory=memory, start=step + 10)
-    assert wish is None
-    _, wish, *_ = watch(RULE, [0.9], OVER, memory=memory, start=step + 20)
-    assert isinstance(wish, Stop) and "decayed" in wish.reason
+    step, action, memory, _ = watch(RULE, losses)
+    assert action == StartDecay()
+    _, action, *_ = watch(RULE, [1.01] * 10, DECAY, memory=memory, start=step + 10)
+    assert action is None
+    _, action, *_ = watch(RULE, [0.9], FINAL, memory=memory, start=step + 20)
+    assert isinstance(action, Stop) and "decayed" in action.reason
 
 
-def test_a_plateau_before_the_rate_falls_on_its_own_does_not_stop():
+def test_a_plateau_before_or_in_a_planned_decay_does_not_stop():
     flat = [3.0, 2.0] + [1.5 + 0.004 * (-1) ** i for i in range(200)]
     assert watch(RULE, flat, DECAY)[1] is None
     assert watch(RULE, flat, WARMUP)[1] is None
-    _, wish, *_ = watch(RULE, flat, OVER)
-    assert "fell less than 1.0%" in wish.reason
+    _, action, *_ = watch(RULE, flat, FINAL)
+    assert "fell less than 1.0%" in action.reason
 
 
 def test_over_fitting_stops_while_the_rate_still_falls_and_the_best_is_known():
     losses = falling(20, 1.0) + [1.15 * 1.01**i for i in range(30)]
-    step, wish, memory, best = watch(RULE, losses, DECAY)
-    assert "over-fitting" in wish.reason
+    step, action, memory, best = watch(RULE, losses, DECAY)
+    assert "over-fitting" in action.reason
     assert step <= 20 * 10 + 80
     assert memory["best"] == {"step": 190, "loss": losses[19]} and best[-1] == 190
 
 
-def test_noise_and_a_spike_that_heals_are_no_over_fitting():
+def test_neither_noise_nor_a_spike_that_recovers_is_over_fitting():
     for seed, width in itertools.product(range(10), (0.002, 0.005, 0.03)):
         random = Random(seed)
         noisy = [random.gauss(1.0, width) for _ in range(300)]
@@ -104,62 +95,60 @@ def test_noise_and_a_spike_that_heals_are_no_over_fitting():
     assert watch(RULE, spike, DECAY)[1] is None
 
 
-def test_over_fitting_at_a_constant_rate_starts_the_decay_and_watches_anew():
+def test_over_fitting_at_a_constant_rate_begins_the_decay_and_a_new_curve():
     losses = falling(20, 1.0) + [1.2 * 1.01**i for i in range(30)]
-    step, wish, memory, _ = watch(RULE, losses)
-    assert wish == StartDecay() and memory["lowest"] is None
+    step, action, memory, _ = watch(RULE, losses)
+    assert action == StartDecay() and memory["lowest"] is None
     assert watch(RULE, [1.3] * 6, DECAY, memory=memory, start=step)[1] is None
 
 
 def test_a_rate_of_zero_stops():
-    assert isinstance(watch(RULE, [3.0], STILL)[1], Stop)
+    assert isinstance(watch(RULE, [3.0], ZERO)[1], Stop)
 
 
-def test_the_best_is_of_raw_loss_and_never_of_one_that_is_no_number():
+def test_the_best_is_that_of_lowest_raw_loss_which_is_finite():
     *_, best = watch(RULE, [3.0, 1.0, 2.0, math.nan, 0.9, math.inf], DECAY)
     assert best == [0, 10, 40]
 
 
-def test_decisions_survive_resume_anywhere():
+def test_a_resume_anywhere_changes_no_decision():
     losses = falling(20, 2.0) + [1.02 + 0.001 * (-1) ** i for i in range(60)]
-    step, wish, memory, _ = watch(RULE, losses)
+    step, action, memory, _ = watch(RULE, losses)
     for cut in range(1, step // 10):
-        _, none, half, _ = watch(RULE, losses[:cut])
-        assert none is None
-        again = watch(RULE, losses[cut:], memory=half, start=cut * 10)
-        assert again[:3] == (step, wish, memory)
+        _, nothing, saved, _ = watch(RULE, losses[:cut])
+        assert nothing is None
+        resumed = watch(RULE, losses[cut:], memory=saved, start=cut * 10)
+        assert resumed[:3] == (step, action, memory)
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"patience": 0}, {"smoothing": 0}, {"min_improvement": -0.1}, {"share": 0}],
+    [{"patience": 0}, {"smoothing": 0}, {"min_improvement": -0.1}, {"share": 0.0}],
 )
-def test_a_rule_that_makes_no_sense_is_refused(wrong):
+def test_a_field_out_of_bounds_is_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Converged(**wrong)
 
 
-@dataclasses.dataclass(frozen=True)
-class Rates:
-    """Rises for 2 steps, holds (for ever, or to step 6), falls for 4 to `final`."""
+def test_a_rule_has_to_define_its_memory_and_its_decisions():
+    class Half(StopRule):
+        def start(self):
+            return {}
 
-    stable: int = 0
-    final: float = 0.0
-
-    def ends(self, decay_from):
-        start = 6 if self.stable else decay_from
-        return None if start == NEVER else start + 4
-
-    def __call__(self, step, decay_from):
-        start = 6 if self.stable else decay_from
-        fall = min(max(step - start, 0), 4) / 4
-        return min((step + 1) / 3, 1 - fall * (1 - self.final))
+    with pytest.raises(TypeError, match="observe"):
+        Half()
+    assert Never().observe({}, 0, 1.0, PLATEAU) == Verdict({}, None, False)
 
 
-def test_a_schedule_is_asked_for_its_phase():
-    waits = [phase_of(Rates(), step, NEVER) for step in (0, 1, 2, 50)]
-    assert waits == [WARMUP, WARMUP, PLATEAU, PLATEAU]
-    told = [phase_of(Rates(), step, 20) for step in (20, 23, 24)]
-    assert told == [DECAY, DECAY, STILL]
-    alone = [phase_of(Rates(1, final=0.1), step, NEVER) for step in (0, 4, 9, 10, 99)]
-    assert alone == [WARMUP, DECAY, DECAY, OVER, OVER]
+def test_the_phase_is_found_from_the_rates_and_the_end_of_a_schedule():
+    waits = Schedule(1.0, 3, -1, 4, 0.0, "linear")
+    before = [phase_of(waits, step, NEVER) for step in (0, 1, 2, 50)]
+    assert before == [WARMUP, WARMUP, PLATEAU, PLATEAU]
+    begun = [phase_of(waits, step, 20) for step in (20, 23, 24)]
+    assert begun == [DECAY, DECAY, ZERO]
+    planned = Schedule(1.0, 3, 3, 4, 0.1, "linear")
+    assert phase_of(planned, 4, NEVER) == PLATEAU
+    # A decay that follows the warm-up at once cannot begin earlier.
+    cosine = Schedule(1.0, 3, 0, 7, 0.1, "cosine")
+    phases = [phase_of(cosine, step, NEVER) for step in (0, 4, 9, 10, 99)]
+    assert phases == [WARMUP, DECAY, DECAY, FINAL, FINAL]

@@ -1,4 +1,4 @@
-"""The loop's order is law, and it looks at no number between events.
+"""Events run in their order, and nothing is fetched from the device between them.
 
 pytest tests/train/test_loop.py
 """
@@ -16,14 +16,16 @@ import numpy as np
 import pytest
 
 from jaxpar.errors import Diverged
+from jaxpar.optim.schedule import Schedule
 from jaxpar.train.actions import StartDecay, Stop
+from jaxpar.train.converge import StopRule, Verdict
 from jaxpar.train.events import Decide, Evaluate, Log
 from jaxpar.train.loop import History, fit
 from jaxpar.train.state import NEVER, TrainState
 
 
-class Shy:
-    """A metric that may be looked at only while an event runs."""
+class Unfetched:
+    """A metric that may be read only while an event runs."""
 
     open = False
 
@@ -31,7 +33,7 @@ class Shy:
         self.value = value
 
     def __array__(self, dtype=None, copy=None):
-        assert Shy.open, "a number was looked at between events"
+        assert Unfetched.open, "a number was read between events"
         return np.asarray(self.value, dtype)
 
     def __float__(self):
@@ -45,16 +47,16 @@ def new_state(step=0):
 
 
 def step_of(state, batch):
-    metrics = {"loss": Shy(float(batch)), "tokens": Shy(8.0)}
+    metrics = {"loss": Unfetched(float(batch)), "tokens": Unfetched(8.0)}
     return dataclasses.replace(state, step=state.step + 1), metrics
 
 
 class Recorder:
-    """An event that writes its name down, and wishes what it was told to."""
+    """An event that records when it runs, and returns the actions that it is given."""
 
-    def __init__(self, name, seen, *, every=1, wishes=None, fetches=False):
+    def __init__(self, name, seen, *, every=1, actions=None, fetches=False):
         self.name, self.seen, self.every = name, seen, every
-        self.wishes, self.fetches = wishes or {}, fetches
+        self.actions, self.fetches = actions or {}, fetches
 
     def due(self, step, history):
         return step % self.every == 0
@@ -63,10 +65,10 @@ class Recorder:
         decay_from = int(state.decay_from)
         self.seen.append((step, self.name, decay_from, history.stop))
         if self.fetches:
-            Shy.open = True
+            Unfetched.open = True
             history.fetch()
-            Shy.open = False
-        return self.wishes.get(step)
+            Unfetched.open = False
+        return self.actions.get(step)
 
 
 def run(events, *, num_steps=6, state=None, history=None, step=step_of):
@@ -80,7 +82,7 @@ def run(events, *, num_steps=6, state=None, history=None, step=step_of):
     )
 
 
-def test_events_run_in_the_order_they_were_given_and_at_step_0_too():
+def test_events_run_in_their_order_and_at_step_0_too():
     seen = []
     names = ("log", "evaluate", "decide", "save")
     run([Recorder(name, seen) for name in names], num_steps=2)
@@ -88,24 +90,24 @@ def test_events_run_in_the_order_they_were_given_and_at_step_0_too():
     assert [entry[:2] for entry in seen] == want
 
 
-def test_a_wish_is_granted_before_the_next_event_runs():
+def test_an_action_is_applied_before_the_next_event_runs():
     seen = []
-    decide = Recorder("decide", seen, wishes={2: StartDecay(), 4: Stop("enough")})
+    decide = Recorder("decide", seen, actions={2: StartDecay(), 4: Stop("enough")})
     state, history = run([decide, Recorder("save", seen)])
-    at = {(step, name): rest for step, name, *rest in seen}
-    assert at[2, "decide"] == [NEVER, None]
-    assert at[2, "save"] == [2, None]
-    assert at[4, "save"] == [2, Stop("enough")]
+    then = {(step, name): rest for step, name, *rest in seen}
+    assert then[2, "decide"] == [NEVER, None]
+    assert then[2, "save"] == [2, None]
+    assert then[4, "save"] == [2, Stop("enough")]
     assert int(state.step) == 4 and history.stop == Stop("enough")
 
 
 def test_the_decay_begins_once():
-    wishes = {2: StartDecay(), 3: StartDecay()}
-    state, _ = run([Recorder("decide", [], wishes=wishes)])
+    actions = {2: StartDecay(), 3: StartDecay()}
+    state, _ = run([Recorder("decide", [], actions=actions)])
     assert int(state.decay_from) == 2
 
 
-def test_a_step_that_starts_later_runs_no_event_before_it_steps():
+def test_a_resumed_run_runs_no_event_before_its_first_step():
     seen = []
     run([Recorder("log", seen)], state=new_state(4))
     assert [step for step, *_ in seen] == [5, 6]
@@ -127,81 +129,67 @@ def test_seconds_are_the_time_since_the_last_fetch_divided_by_its_steps():
     assert all(row["seconds"] >= 0 for row in history.rows)
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_loop_between_steps_with_the_live_state(kind):
-    before = signal.getsignal(kind)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_loop_between_steps_with_the_newest_state(number):
+    handler = signal.getsignal(number)
 
     def interrupted(state, batch):
         if batch == 2:
-            os.kill(os.getpid(), kind)
+            os.kill(os.getpid(), number)
         return step_of(state, batch)
 
     seen = []
     state, history = run([Recorder("save", seen)], step=interrupted)
     assert int(state.step) == 3 and seen[-1][0] == 3
-    assert history.interrupted and history.signal == kind.name
-    assert history.stop is None and signal.getsignal(kind) == before
+    assert history.interrupted and history.signal == signal.Signals(number).name
+    assert history.stop is None and signal.getsignal(number) == handler
     state, history = run([], state=state, history=history)
     assert int(state.step) == 6 and not history.interrupted
 
 
-def test_a_second_signal_is_not_held_back():
+def test_a_second_signal_acts_at_once():
     def twice(state, batch):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         return step_of(state, batch)
 
-    # A shell starts what runs in its background with SIGINT ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell starts background jobs with SIGINT ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             run([], step=twice)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, handler)
 
 
-def test_other_threads_leave_signals_alone():
-    found = []
-    thread = threading.Thread(target=lambda: found.append(run([])))
+def test_other_threads_leave_signals_as_they_are():
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run([])))
     thread.start()
     thread.join()
-    assert int(found[0][0].step) == 6
+    assert int(results[0][0].step) == 6
 
 
-# The events that come with the loop, on a model whose loss is told beforehand.
-
-
-@dataclasses.dataclass(frozen=True)
-class Waits:
-    """A constant rate that decays for two steps once it is told to."""
-
-    length: int = 2
-
-    def ends(self, decay_from):
-        return None if decay_from == NEVER else decay_from + self.length
-
-    def __call__(self, step, decay_from):
-        return (
-            1.0 if step < decay_from else max(1 - (step - decay_from) / self.length, 0)
-        )
+# The events that come with the loop, on a model whose loss is known.
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
-    """A rule that wishes what it was told at each step."""
+class Scripted(StopRule):
+    """A rule that returns a fixed action at each step."""
 
-    wishes: dict
+    actions: dict
 
     def start(self):
         return {"seen": [], "best": None}
 
     def observe(self, memory, step, loss, phase):
         memory = {**memory, "seen": [*memory["seen"], [step, phase]], "best": step}
-        return memory, self.wishes.get(step), step == 5
+        return Verdict(memory, self.actions.get(step), step == 5)
 
 
-def wired(lines, *, rule=None, every=2, memory=None, log_every=100):
-    schedule = Waits()
+def loop_events(lines, *, rule=None, every=2, memory=None, log_every=100):
+    # A constant rate, whose decay takes two steps once the rule has begun it.
+    schedule = Schedule(1.0, 0, -1, 2, 0.0, "linear")
     evaluation = Evaluate(
         lambda params, batch: {"loss": jnp.float32(batch), "weight": jnp.float32(2)},
         [1.0, 3.0],
@@ -210,8 +198,8 @@ def wired(lines, *, rule=None, every=2, memory=None, log_every=100):
         schedule=schedule,
         n_bytes=8,
     )
-    decide = Decide(rule or Told({}), evaluation, schedule, memory)
-    log = Log(lines.append, every=log_every, before=(evaluation,))
+    decide = Decide(rule or Scripted({}), evaluation, schedule, memory)
+    log = Log(lines.append, every=log_every, flush_before=(evaluation,))
     return log, evaluation, decide
 
 
@@ -222,7 +210,7 @@ def plain_step(state, batch):
 
 def test_the_held_out_set_is_scored_at_step_0_on_schedule_and_last():
     lines = []
-    run(wired(lines), num_steps=5, step=plain_step)
+    run(loop_events(lines), num_steps=5, step=plain_step)
     scored = [line for line in lines if "split" in line]
     assert [line["step"] for line in scored] == [0, 2, 4, 5]
     assert scored[0] == {
@@ -231,9 +219,9 @@ def test_the_held_out_set_is_scored_at_step_0_on_schedule_and_last():
     assert json.loads(json.dumps(lines)) == lines
 
 
-def test_steps_are_written_before_the_evaluation_they_led_to():
+def test_steps_are_written_before_their_evaluation():
     lines = []
-    run(wired(lines, every=3), num_steps=4, step=plain_step)
+    run(loop_events(lines, every=3), num_steps=4, step=plain_step)
     order = [(line["step"], "split" in line) for line in lines]
     assert order == [
         (0, True), (1, False), (2, False), (3, False), (3, True), (4, False), (4, True),
@@ -241,32 +229,32 @@ def test_steps_are_written_before_the_evaluation_they_led_to():
 
 
 def test_an_evaluation_off_schedule_takes_no_part_in_decisions():
-    events = wired([], rule=Told({5: Stop("no")}))
+    events = loop_events([], rule=Scripted({5: Stop("no")}))
     _, history = run(events, num_steps=5, step=plain_step)
     rule = events[2].memory["rule"]
     assert [step for step, _ in rule["seen"]] == [0, 2, 4]
     assert rule["best"] == 5 and history.best_at == 5 and history.stop is None
 
 
-def test_the_end_of_a_decay_is_evaluated_and_decided_whatever_the_interval():
-    events = wired([], rule=Told({4: StartDecay(), 6: Stop("over")}), every=4)
+def test_the_end_of_a_decay_is_evaluated_and_decided_on_whatever_the_interval():
+    events = loop_events([], rule=Scripted({4: StartDecay(), 6: Stop("over")}), every=4)
     state, history = run(events, num_steps=20, step=plain_step)
     assert int(state.step) == 6 and history.stop == Stop("over")
     assert events[2].memory["stopped"] == "over"
     phases = events[2].memory["rule"]["seen"]
-    assert phases == [[0, "plateau"], [4, "plateau"], [6, "still"]]
+    assert phases == [[0, "plateau"], [4, "plateau"], [6, "zero"]]
 
 
-def test_a_loss_that_is_no_number_ends_the_run():
+def test_a_loss_that_is_not_finite_ends_the_run():
     def broken(state, batch):
         state, metrics = plain_step(state, batch)
         return state, {**metrics, "loss": jnp.float32(jnp.nan)}
 
     with pytest.raises(Diverged, match="step 1 is nan"):
-        run(wired([]), step=broken)
+        run(loop_events([]), step=broken)
 
 
-def test_history_keeps_arrays_where_they_are():
+def test_history_fetches_each_step_once_from_any_device():
     history = History()
     history.keep(1, {"loss": jax.device_put(2.0, jax.devices()[-1])})
     (row,) = history.fetch()

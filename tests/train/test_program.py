@@ -1,4 +1,4 @@
-"""The compiled step sends what it must, in the type it must."""
+"""The compiled step communicates no more than it must, in the right type."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ LLAMA = dataclasses.replace(
 
 
 def partitioned(lowered, folder: pathlib.Path) -> str:
-    """The module as the partitioner leaves it; later passes widen it on a CPU."""
+    """The module after the SPMD partitioner; on a CPU later passes widen its types."""
     lowered.compile(
         compiler_options={
             "xla_dump_to": str(folder),
@@ -102,7 +102,7 @@ def test_gradients_are_reduced_in_float32_when_the_compute_is_bfloat16(layout):
     assert kinds == {"f32"}
 
 
-def test_a_plain_bfloat16_matmul_would_be_caught(tmp_path):
+def test_a_bfloat16_reduction_would_be_found(tmp_path):
     placed = Layout.parse("data=8").on(jax.devices())
     rows = placed.sharding(("batch", "embed"))
     x = jax.ShapeDtypeStruct((B, 32), jnp.bfloat16, sharding=rows)
@@ -122,10 +122,10 @@ def test_the_vocabulary_is_never_gathered():
     assert not [shape for shape in gathered if LLAMA.padded_vocab in shape]
 
 
-def test_a_tensor_axis_sends_little_more_than_it_must():
+def test_a_tensor_axis_communicates_little_more_than_it_must():
     """Queries, keys and values (gate and up) reduce one gradient, not one each."""
     assert report("data=4,tensor=2") < 1.1
-    # A CPU reduces and slices where others reduce and scatter at once.
+    # A CPU has an all-reduce and a slice where others have a reduce-scatter.
     assert report("data=4,tensor=2+sp") < 1.3
 
 
@@ -141,7 +141,7 @@ def test_a_rematerialisation_policy_repeats_only_the_products_that_it_drops(layo
         return str(trace(params, batch_on(placed), step)).count(" dot_general[")
 
     least = products("none")
-    # Products with parameters are kept, and what attention found.
+    # Products with parameters and the outputs of attention are kept.
     assert products("dots") == least
     # Those with q, k, v, the mixed values, gate and up, and attention's own two.
     assert products("full") == least + 8

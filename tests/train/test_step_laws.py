@@ -1,4 +1,4 @@
-"""Laws of the forward pass and the step, some of which others broke."""
+"""Laws of the forward pass and of the training step."""
 
 import dataclasses
 
@@ -29,18 +29,18 @@ LLAMA = sizes.llama(
 MODELS = pytest.mark.parametrize("model", [GPT, LLAMA], ids=["gpt", "llama"])
 
 
-def recipe_of(model, kind="float64"):
+def recipe_of(model, dtype="float64"):
     optim = AdamW(peak_lr=1e-2, warmup_steps=4, decay_steps=40)
-    return Recipe(model, CausalLM(chunk=4), optim, Precision(kind, kind, kind))
+    return Recipe(model, CausalLM(chunk=4), optim, Precision(dtype, dtype, dtype))
 
 
-def alone():
+def one_device():
     return Layout.parse("data=1").on(jax.devices()[:1])
 
 
 def forward(model, tokens, where):
     """Logits of a fresh model in float64."""
-    recipe, placed = recipe_of(model), alone()
+    recipe, placed = recipe_of(model), one_device()
     params, anatomy = create(recipe, placed, seed=0).params, recipe.anatomy
 
     @jax.jit
@@ -86,7 +86,7 @@ def packed(tokens):
 
 
 @MODELS
-def test_the_first_of_two_packed_documents_leaves_the_second_as_it_was(model):
+def test_a_packed_document_does_not_change_the_next_one(model):
     with jax.enable_x64(True):
         first = packed(some_tokens())
         other = {**first, "tokens": first["tokens"].copy()}
@@ -96,20 +96,20 @@ def test_the_first_of_two_packed_documents_leaves_the_second_as_it_was(model):
             places = Places(*(jnp.asarray(batch[k]) for k in ("positions", "segments")))
             logits.append(forward(model, batch["tokens"], places))
             batch = {**batch, "weights": (batch["segments"] == 2).astype(np.float32)}
-            recipe, placed = recipe_of(model), alone()
+            recipe, placed = recipe_of(model), one_device()
             params = create(recipe, placed, seed=0).params
             found, _ = jax.jit(make_gradients(recipe, placed))(params, batch, 0)
             grads.append(jax.device_get(found))
-        # Alone in its row, the second document gives the same logits.
-        lone = first["tokens"][:, 6:]
-        by_itself = forward(model, lone, one_document_per_row(jnp.asarray(lone)))
+        # In a row of its own, the second document has the same logits.
+        second = first["tokens"][:, 6:]
+        unpacked = forward(model, second, one_document_per_row(jnp.asarray(second)))
     np.testing.assert_array_equal(logits[0][0, 6:], logits[1][0, 6:])
-    np.testing.assert_allclose(by_itself[0], logits[0][0, 6:], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(unpacked[0], logits[0][0, 6:], rtol=1e-10, atol=1e-12)
     for path, leaf in flatten(grads[0]).items():
         other_leaf = flatten(grads[1])[path]
         if path == "embedding":
-            # Tied or not, rows of the first document's own tokens get no gradient
-            # through it; only the softmax touches them, which both share.
+            # Rows of the first document's tokens get a gradient through the softmax
+            # alone (where embeddings are tied), which is the same in both.
             np.testing.assert_allclose(leaf, other_leaf, atol=1e-15)
         else:
             np.testing.assert_array_equal(leaf, other_leaf, err_msg=path)
@@ -130,7 +130,7 @@ def test_microbatches_of_1_and_7_tokens_give_the_mean_over_8():
     weights = np.zeros((2, T))
     weights[0, 3], weights[1, :7] = 1, 1
     with jax.enable_x64(True):
-        recipe, placed = recipe_of(LLAMA), alone()
+        recipe, placed = recipe_of(LLAMA), one_device()
         params = create(recipe, placed, seed=0).params
         found = []
         for m in (1, 2):
@@ -142,8 +142,8 @@ def test_microbatches_of_1_and_7_tokens_give_the_mean_over_8():
         np.testing.assert_allclose(found[1][path], leaf, rtol=1e-10, atol=1e-14)
 
 
-def test_a_batch_without_a_token_to_learn_from_changes_nothing_but_decay():
-    recipe, placed = recipe_of(LLAMA, "float32"), alone()
+def test_a_batch_whose_weights_are_all_0_changes_nothing_but_by_decay():
+    recipe, placed = recipe_of(LLAMA, "float32"), one_device()
     recipe = dataclasses.replace(
         recipe, optim=dataclasses.replace(recipe.optim, weight_decay=0.0)
     )
@@ -157,7 +157,7 @@ def test_a_batch_without_a_token_to_learn_from_changes_nothing_but_decay():
 
 
 def test_the_update_from_step_i_uses_the_schedule_at_i():
-    recipe, placed = recipe_of(LLAMA, "float32"), alone()
+    recipe, placed = recipe_of(LLAMA, "float32"), one_device()
     state, step = create(recipe, placed, seed=0), make_train_step(recipe, placed)
     for i in range(3):
         state, metrics = step(state, batch_of(np.ones((2, T))))

@@ -1,4 +1,4 @@
-"""Runs that the proofs are about, each computed on one device once."""
+"""The experiments of the proofs, each computed on one device once."""
 
 import dataclasses
 import functools
@@ -21,9 +21,9 @@ GPT = dataclasses.replace(
     sizes.gpt(vocab_size=120, n_layers=8, d_embed=16, n_heads=8, max_positions=T),
     dropout=0.1,
 )
-# Norms of heads of 2 numbers come near 0: one unit in the last place of the parameters
-# then moves gradients by 1e-12 on one device, too. With 8 numbers it is 2e-14.
-WIDE_HEADS = 8
+# Norms of heads of 2 numbers come near 0: a change of the parameters by one unit in the
+# last place then changes gradients by 1e-12 even on one device. With 8 it is 2e-14.
+HEAD_DIM = 8
 LLAMA = dataclasses.replace(
     sizes.llama(
         vocab_size=120, n_layers=8, d_embed=16, n_heads=8, n_kv_heads=8, d_mlp=16,
@@ -32,7 +32,7 @@ LLAMA = dataclasses.replace(
     remat="full",
 )  # fmt: skip
 LLAMA = dataclasses.replace(
-    LLAMA, attention=dataclasses.replace(LLAMA.attention, head_dim=WIDE_HEADS)
+    LLAMA, attention=dataclasses.replace(LLAMA.attention, head_dim=HEAD_DIM)
 )
 
 
@@ -52,13 +52,13 @@ RUNS = {"gpt": run_of(GPT), "llama": run_of(LLAMA, optim=Muon)}
 
 @pytest.fixture(scope="session", autouse=True)
 def eight_devices():
-    """Starts the backend before a proof on fewer simulates no more than it needs."""
+    """Starts the backend, before a proof on fewer devices would simulate only those."""
     assert len(jax.devices()) == 8
 
 
 @functools.cache
 def reference_of(form: str) -> Reference:
-    """One device's numbers, whole: a proof of a layout is not to wait for them."""
+    """One device's numbers, computed before the first layout is compared with them."""
     reference = Reference(RUNS[form])
     reference.compile()
     for part in (*reference.parts, END_TO_END):
@@ -73,7 +73,7 @@ def reference(form):
 
 @pytest.fixture(scope="session")
 def small():
-    """A few rows of a model with all that a bug may be planted in."""
+    """A reference with few rows, of a model with every part that gets a bug."""
     model = dataclasses.replace(
         sizes.llama(
             vocab_size=120, n_layers=3, d_embed=16, n_heads=4, n_kv_heads=4, d_mlp=16,
@@ -84,6 +84,6 @@ def small():
     run = run_of(model, batch_size=16, seq_len=16, microbatches=2)
     reference = Reference(run, parts=PARTS[:3])
     for part in (*reference.parts, NOTES):
-        # Before anything is planted.
+        # Computed before a bug is planted.
         reference.wanted(part)
     return reference

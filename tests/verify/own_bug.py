@@ -1,4 +1,4 @@
-"""A model of one's own with a bug that only a split over `tensor` shows."""
+"""A user's own model with a bug that only splitting over `tensor` shows."""
 
 import dataclasses
 
@@ -45,8 +45,8 @@ class Own(nnx.Module):
         x = note("own/in", x)
         hidden = note("own/hidden", jnp.tanh(dense("BTD,DF->BTF", x, self.w_up)))
 
-        def down(together, hidden, w, bias):
-            return together.psum(hidden @ w + bias.reshape(1, 1, -1))
+        def down(collectives, hidden, w, bias):
+            return collectives.psum(hidden @ w + bias.reshape(1, 1, -1))
 
         run = local(
             down,

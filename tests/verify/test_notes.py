@@ -1,4 +1,4 @@
-"""What a model notes leaves the step, and costs nothing where nobody records."""
+"""Noted activations are returned by the step, and cost nothing unless recorded."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ def test_notes_of_every_layer_leave_loops_and_rematerialisation(remat):
     assert notes["layers/block/out#2"].shape == (2, 2, 16, 16)
 
 
-def test_a_note_is_the_value_that_the_next_layer_gets():
+def test_a_note_is_the_input_of_the_next_layer():
     with single_device():
         model = SMALL.build(nnx.Rngs(params=0))
         tokens = jnp.arange(32).reshape(2, 16)
@@ -53,7 +53,7 @@ def test_a_note_is_the_value_that_the_next_layer_gets():
         np.testing.assert_allclose(model.norm(last), x, rtol=1e-6)
 
 
-def test_nothing_of_an_inner_trace_is_taken():
+def test_notes_of_an_inner_trace_are_not_kept():
     with recording() as notes:
         note("outer", jnp.ones(2))
         jax.jit(lambda x: note("inner", x))(jnp.ones(2))
@@ -63,7 +63,7 @@ def test_nothing_of_an_inner_trace_is_taken():
     assert recorded() is None
 
 
-def test_a_program_is_the_same_whether_or_not_it_may_be_recorded():
+def test_notes_change_a_program_only_if_they_are_recorded():
     run = run_of(SMALL, batch_size=4, seq_len=16, microbatches=1)
     computed = Computed(run, Layout.parse("data=2"), WINDOWS)
 
@@ -78,5 +78,5 @@ def test_a_program_is_the_same_whether_or_not_it_may_be_recorded():
             for o in (run.objective, run.objective, Noted(run.objective))
         ]
     assert texts[0] == texts[1]
-    # Recorded, each layer hands its notes out of the loop.
+    # When recorded, the loop over layers returns each layer's notes.
     assert texts[2] != texts[0]

@@ -16,6 +16,7 @@ from jaxpar.cli import main
 from jaxpar.generate import sampling
 from jaxpar.models import decoder
 from jaxpar.nn import attention, flash_attention, linear, mlp, norm, param
+from jaxpar.nn.context_parallel import KeyBlock
 from jaxpar.optim import optimizer
 from jaxpar.partition.sharding import Collectives, current_context, gather, local
 from jaxpar.train import loss, objective
@@ -73,21 +74,21 @@ def drawn_by_shard(x, keys, name, rate):
 DROPOUT = decoder.dropout
 
 
-def born_by_shard(self, key, dims, dtype):
+def drawn_piece_by_piece(self, key, dims, dtype):
     """Matrices of the MLP are drawn piece by piece from one key."""
     layout = current_context().layout
     if "mlp" not in dims or layout is None or "tensor" not in layout.sizes:
-        return BORN(self, key, dims, dtype)
+        return DRAW(self, key, dims, dtype)
     names, whole = tuple(dims), tuple(dims.values())
 
     def f(_, like):
-        return BORN(self, key, dict(zip(names, like.shape, strict=True)), dtype)
+        return DRAW(self, key, dict(zip(names, like.shape, strict=True)), dtype)
 
     run = local(f, in_axes=(names,), out_axes=names, over="mlp")
     return run(jnp.zeros(whole))
 
 
-BORN = param.Init.__call__
+DRAW = param.Init.__call__
 
 
 def averaged_twice(grad, names):
@@ -148,11 +149,12 @@ def one_copy_is_wrong(w):
 
 
 def off_by_one_block(self, x):
-    """Keys and values go one block further round the ring than their places."""
+    """Keys and values go one device further round the ring than their places."""
     moved = PERMUTE(self, x)
-    if len(x) != 4:
+    if not isinstance(x, KeyBlock):
         return moved
-    return (*PERMUTE(self, moved[:2]), *moved[2:])
+    k, v = PERMUTE(self, (moved.k, moved.v))
+    return KeyBlock(k, v, moved.where)
 
 
 PERMUTE = Collectives.permute
@@ -195,7 +197,7 @@ PLANTED = {
         ("forward", "embed/out", None, {"data": [1, 2, 3]}, "data"),
     ),
     "init drawn by shard": (
-        (param.Init, "__call__", born_by_shard),
+        (param.Init, "__call__", drawn_piece_by_piece),
         "fsdp=2,tensor=2",
         ("init", "layers/mlp/w_down", 0, None, "tensor"),
     ),

@@ -1,4 +1,4 @@
-"""In the precision that people train in, rounding is told from a bug."""
+"""In the training precision, a bug can be distinguished from rounding."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ def test_rounding_passes_and_a_bug_does_not(compute, monkeypatch):
     assert proof.passed, f"\n{proof}"
     errors = [leaf.error for leaf in proof.leaves if leaf.kind == "gradient"]
     assert min(errors) > 1e-9
-    monkeypatch.setattr(linear, "spread", averaged_twice)
+    monkeypatch.setattr(linear, "reduce_gradient", averaged_twice)
     proof = prove(reference, "data=2")
     assert not proof.passed
     assert proof.first is not None and proof.first.name == "layers/mlp/w_gate"

@@ -1,4 +1,4 @@
-"""What a proof says, to people and to machines."""
+"""A proof as a table and as JSON."""
 
 import json
 import math
@@ -17,29 +17,29 @@ LEAVES = (
 FAILED = Proof("data=2", "a <model>", LEAVES, first=FIRST)
 
 
-def test_equal_bits_or_a_small_error_pass_and_no_number_never_does():
+def test_equal_bits_or_a_small_error_pass_and_a_nan_never_does():
     assert [leaf.passed for leaf in LEAVES] == [True, True, False, True, True, False]
     assert not Leaf("w", "init", 1e-300, 0.0).passed
     assert not Leaf("w", "gradient", math.inf, 1e-12).passed
     assert Proof("data=2", "", LEAVES[:2]).passed and not FAILED.passed
 
 
-def test_the_object_is_json_of_the_agreed_shape():
-    said = json.loads(json.dumps(FAILED.to_json(), allow_nan=False))
-    assert said["leaves"][3] == {"path": "b", "kind": "zero gradient", "error": 1e-15}
-    assert said["leaves"][5]["error"] is None
-    assert said["first"] == {
+def test_json_has_the_documented_form():
+    proof = json.loads(json.dumps(FAILED.to_json(), allow_nan=False))
+    assert proof["leaves"][3] == {"path": "b", "kind": "zero gradient", "error": 1e-15}
+    assert proof["leaves"][5]["error"] is None
+    assert proof["first"] == {
         "where": "forward", "name": "layers/attn/out", "layer": 3,
         "shard": {"data": 1}, "axis": "data",
     }  # fmt: skip
 
 
-def test_the_table_marks_what_differs_and_says_where():
+def test_the_table_marks_what_differs_and_names_the_place():
     text = str(FAILED)
     row = next(line for line in text.splitlines() if line.startswith("w "))
     assert row.split() == ["w", "equal", "2.0e-03", "!", "3.0e-16"]
     assert "2 of 6 leaves of data=2 differ" in text
     assert "layers/attn/out, layer 3, on data 1" in text
-    assert "zero by mathematics" in text
+    assert "zero mathematically" in text
     assert "<td>w</td>" in FAILED._repr_html_()
     assert "a &lt;model&gt;" in FAILED._repr_html_()

@@ -1,4 +1,4 @@
-"""Every layout that jaxpar offers computes what one device does.
+"""Every layout computes what one device does.
 
 pytest tests/verify/test_proofs.py -k "gpt and fsdp=8"
 """
@@ -29,14 +29,14 @@ LAYOUTS = (
     "fsdp=2,ring=2,tensor=2+sp",
     "zero1=2,ulysses=2,tensor=2",
 )
-# The others are proven by `pytest -m slow tests/verify`.
+# The others run with `pytest -m slow tests/verify`.
 EVERYDAY = {
     ("gpt", "tensor=8"),
     ("gpt", "fsdp=2,ring=2,tensor=2+sp"),
     ("llama", "zero1=8"),
     ("llama", "data=2,ulysses=4"),
 }
-ALONE = (
+LAYOUTS_OF_ROWS = (
     "data=8",
     pytest.param("data=2,ring=4", marks=pytest.mark.slow),
     pytest.param("data=2,context=4", marks=pytest.mark.slow),
@@ -62,15 +62,15 @@ def test_a_layout_computes_what_one_device_does(form, layout, reference):
 
 
 @pytest.mark.parametrize("form", ["gpt"])
-def test_a_key_bias_is_listed_as_zero_by_mathematics(reference):
+def test_the_gradient_of_a_key_bias_is_listed_as_zero(reference):
     leaves = reference.leaves(PARTS[2], reference.one)
     zero = [leaf.path for leaf in leaves if leaf.zero]
     assert zero == ["layers/attn/b_k"]
     assert all(("zero" in leaf.to_json()["kind"]) == leaf.zero for leaf in leaves)
 
 
-@pytest.mark.parametrize("layout", ALONE)
-def test_one_token_that_counts_gives_the_gradient_of_one_device(layout):
+@pytest.mark.parametrize("layout", LAYOUTS_OF_ROWS)
+def test_a_single_counted_token_gives_the_gradient_of_one_device(layout):
     reference = Reference(run_of(GPT), only=(13, 20))
     computed = reference.on(Layout.parse(layout))
     assert float(computed.gradients[1].weight) == 1.0
@@ -81,6 +81,6 @@ def test_one_token_that_counts_gives_the_gradient_of_one_device(layout):
     assert max(map(abs, map(float, jax.tree.leaves(reference.one.evaluation)))) > 0
 
 
-def test_ones_own_model_and_objective_are_proven_in_one_line():
+def test_a_users_own_model_and_objective_are_compared_in_one_line():
     assert_same(experiment, "fsdp=4,tensor=2")
     assert_same(BagConfig(), "data=2")

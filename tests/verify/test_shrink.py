@@ -1,4 +1,4 @@
-"""A proof is about the smallest experiment of the same kind."""
+"""A proof shrinks an experiment, and keeps its kind of model."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ def test_sizes_shrink_to_what_the_layout_divides(text):
     assert small.objective.chunk < small.data.seq_len
 
 
-def test_the_kind_of_block_stays():
+def test_the_kind_of_block_is_kept():
     small = shrunk(BIG, Layout.parse("data=2")).model
     for name in ("remat", "dropout", "tied", "learned_positions", "norm"):
         assert getattr(small, name) == getattr(GROUPED, name)
@@ -45,7 +45,7 @@ def test_the_kind_of_block_stays():
     assert small.mlp.gated
 
 
-def test_a_model_without_standard_sizes_is_proven_as_it_is():
+def test_a_model_that_refuses_small_sizes_is_not_shrunk():
     small = shrunk(own, Layout.parse("data=4"))
     assert small.model.d_embed >= 8 and small.objective == own.objective
 
