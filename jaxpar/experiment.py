@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Self
 
+from flax import nnx
+
 from jaxpar.config import free
 from jaxpar.data.source import Pairs, Source, Text
 from jaxpar.data.tokenizer import BPE, Bytes
@@ -80,8 +82,8 @@ class Experiment(abc.ABC):
             near = max(divisor, rows // divisor * divisor)
             raise UserError(
                 f"batch_size={rows} is not divisible by {divisor}: {pieces} pieces of "
-                f"layout {self.layout.spelling} x {self.microbatches} microbatches; the "
-                f"nearest legal sizes are {near} and {near + divisor}."
+                f"layout {self.layout.spelling} x {self.microbatches} microbatches; "
+                f"the nearest legal sizes are {near} and {near + divisor}."
             )
 
 
@@ -94,7 +96,7 @@ class Pretrain(Experiment):
 class FromSource(ModelConfig):
     """The model of the run that a fine-tune starts from, looked up when it starts."""
 
-    def build(self, rngs):
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
         raise UserError("The fine-tune's source has not been opened; see start_from.")
 
 

@@ -11,10 +11,9 @@ SCRIPTS = sorted(FOLDER.glob("*.py"))
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_notebook_and_its_script_agree(script):
-    notebook, paired = jupytext.read(script.with_suffix(".ipynb")), jupytext.read(script)
     cells, others = (
-        [(cell.cell_type, cell.source) for cell in each.cells]
-        for each in (notebook, paired)
+        [(cell.cell_type, cell.source) for cell in jupytext.read(path).cells]
+        for path in (script.with_suffix(".ipynb"), script)
     )
     assert cells == others, f"run: jupytext --sync {script}"
 

@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent / "outside"
 def test_an_own_part_is_trained_with_and_evaluated(name, tmp_path, capsys):
     file, run = str(FOLDER / f"{name}.py"), str(tmp_path / "run")
     assert main(["pretrain", file, "--run-dir", run]) == 0
-    assert main(["evaluate", run, "--import", file, "--layout", "data=8", "--json"]) == 0
+    assert main(["evaluate", run, "--import", file, "--json"]) == 0
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert found["step"] == 3 and 0 < found["nats_per_token"] < 6
     assert main(["evaluate", run]) == 2

@@ -137,9 +137,11 @@ class Pairs(Source):
         return prepare.text(corpus, tokenizer, progress=progress, **sizes)
 
 
-def score(source: str, tokenizer: Tokenizer, seq_len: int) -> Windows:
+def score(
+    source: str, tokenizer: Tokenizer, seq_len: int, *, text_field: str = "text"
+) -> Windows:
     """Windows with all of a source, to be scored; nothing is held out."""
-    corpus = open_source(source, parts=WHOLE)
+    corpus = open_source(source, text_field=text_field, parts=WHOLE)
     return prepare.everything(corpus, tokenizer, seq_len=seq_len)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxpar.errors import UserError
 from jaxpar.generate.logits import TokenRows
+from jaxpar.models.base import Model
 from jaxpar.nn.places import NO_DOCUMENT, Places
 from jaxpar.partition.layout import Placed
 from jaxpar.partition.sharding import use_layout
@@ -93,19 +94,19 @@ class Generator:
 
             return run
 
-        def prefill(model: Any, tokens, where: Places, cache_length, keys):
+        def prefill(model: Model, tokens, where: Places, cache_length, keys):
             cache = model.cache(tokens.shape[0], cache_length)
             x, aux = model(tokens, where, cache=cache)
             logits = model.unembed(x[:, -1:])[:, 0]
             return aux.cache, choose(logits, _keys_of_token(keys, 0), how)
 
-        def decode(model: Any, cache, token, positions, keys, i):
+        def decode(model: Model, cache, token, positions, keys, i):
             where = Places(positions[:, None], jnp.zeros_like(positions[:, None]))
             x, aux = model(token[:, None], where, cache=cache)
             logits = model.unembed(x)[:, 0]
             return aux.cache, choose(logits, _keys_of_token(keys, i), how)
 
-        def recompute(model: Any, tokens, where: Places, last, keys, i):
+        def recompute(model: Model, tokens, where: Places, last, keys, i):
             x, _ = model(tokens, where)
             x = jnp.take_along_axis(x, last[:, None, None], axis=1)
             return choose(model.unembed(x)[:, 0], _keys_of_token(keys, i), how)

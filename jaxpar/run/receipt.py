@@ -61,8 +61,8 @@ class Receipt:
         if last.get("start_from") != start_from:
             raise UserError(
                 f"{run} started from the run and step {last.get('start_from')}, "
-                f"--start-from is now {start_from}; restore it, or start a new run with "
-                "another --run-dir."
+                f"--start-from is now {start_from}; restore it, or start a new run "
+                "with another --run-dir."
             )
         for name in ("content", "tokenizer"):
             was, now = last["data"].get(name), prepared.description.get(name)

@@ -202,7 +202,7 @@ def _batches(session: Session, start: int):
 
 
 def _finish(state: TrainState, history: History, log: Log, save: Save) -> None:
-    """Writes what the last events did not: the rest of the log, an interrupted state."""
+    """Writes what no event has yet: the last metrics, an interrupted state."""
     step = int(state.step)
     log.run(step, state, history)
     # What is on the disk does not tell: a save that has begun may not be there yet.

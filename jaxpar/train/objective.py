@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxpar.data import task
 from jaxpar.data.windows import Window
+from jaxpar.models.base import Model
 from jaxpar.nn.places import Places
 from jaxpar.train.loss import chunked_loss
 
@@ -37,7 +38,7 @@ class Objective(abc.ABC):
         """The fields of a window's row, each [T]."""
 
     @abc.abstractmethod
-    def __call__(self, model: Any, batch: Batch, keys: jax.Array | None) -> Sums:
+    def __call__(self, model: Model, batch: Batch, keys: jax.Array | None) -> Sums:
         """Sums over a batch.
 
         model: a jaxpar.models.base.Model. keys: one random key per row [B], or None
@@ -55,7 +56,7 @@ class CausalLM(Objective):
     def row(self, window: Window) -> dict[str, np.ndarray]:
         return task.causal(window)
 
-    def __call__(self, model: Any, batch: Batch, keys: jax.Array | None) -> Sums:
+    def __call__(self, model: Model, batch: Batch, keys: jax.Array | None) -> Sums:
         where = Places(batch["positions"], batch["segments"])
         x, _ = model(batch["tokens"], where, keys)
         weights = batch["weights"]

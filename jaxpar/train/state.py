@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxpar.errors import UserError
-from jaxpar.models.base import ModelConfig
+from jaxpar.models.base import Model, ModelConfig
 from jaxpar.optim.optimizer import OptimConfig, Optimizer
 from jaxpar.optim.schedule import NEVER
 from jaxpar.partition.layout import Layout, Placed
@@ -144,9 +144,9 @@ class Recipe:
         same = path is not None and shapes[path].shape == leaf.shape
         return path if same else None
 
-    def merge(self, anatomy: Anatomy, params: Any) -> Any:
-        """The model (jaxpar.models.base.Model) with these parameters."""
-        return nnx.merge(anatomy.graph, nnx.State(params))
+    def merge(self, anatomy: Anatomy, params: Any) -> Model:
+        """The model with these parameters."""
+        return cast(Model, nnx.merge(anatomy.graph, nnx.State(params)))
 
 
 def create(recipe: Recipe, placed: Placed, *, seed: int) -> TrainState:

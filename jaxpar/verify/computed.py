@@ -14,6 +14,7 @@ from jaxpar.data.windows import Window
 from jaxpar.experiment import Experiment
 from jaxpar.generate.logits import logits_of
 from jaxpar.generate.sampling import Generator, Sampling
+from jaxpar.models.base import Model
 from jaxpar.optim.schedule import NEVER
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.notes import recording
@@ -220,7 +221,7 @@ class Noted(Objective):
     def row(self, window: Window) -> dict[str, np.ndarray]:
         return self.inner.row(window)
 
-    def __call__(self, model: Any, batch: Batch, keys: jax.Array | None) -> Sums:
+    def __call__(self, model: Model, batch: Batch, keys: jax.Array | None) -> Sums:
         with recording() as notes:
             sums = self.inner(model, batch, keys)
         found = {f"{i:04} {name}": x for i, (name, x) in enumerate(notes.found.items())}

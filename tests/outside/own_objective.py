@@ -28,7 +28,8 @@ class Backwards(Objective):
         return causal(turned)
 
     def __call__(self, model, batch, keys) -> Sums:
-        x, _ = model(batch["tokens"], Places(batch["positions"], batch["segments"]), keys)
+        where = Places(batch["positions"], batch["segments"])
+        x, _ = model(batch["tokens"], where, keys)
         weights = batch["weights"]
         loss = chunked_loss(model.unembed, x, batch["targets"], weights, chunk=16)
         return Sums(loss, jnp.sum(weights), {})

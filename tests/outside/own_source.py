@@ -19,8 +19,9 @@ class Countdowns(Corpus):
         self.texts = [" ".join(map(str, range(i, 0, -1))) for i in range(1, n + 1)]
 
     def documents(self) -> Mapping[str, Sequence[Document]]:
-        named = enumerate(self.texts, 1)
-        return split_by_number([Document(f"from {i}", text.encode()) for i, text in named])
+        numbered = enumerate(self.texts, 1)
+        documents = [Document(f"from {i}", text.encode()) for i, text in numbered]
+        return split_by_number(documents)
 
     def fingerprint(self) -> str:
         return hashlib.sha256("\n".join(self.texts).encode()).hexdigest()[:16]

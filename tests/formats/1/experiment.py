@@ -1,6 +1,6 @@
 """The first run that must open for ever: a tiny Llama form on `synthetic`.
 
-    jaxpar pretrain tests/formats/format1.py
+jaxpar pretrain tests/formats/format1.py
 """
 
 from jaxpar.data.source import Text
