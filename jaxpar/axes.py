@@ -1,4 +1,4 @@
-"""The vocabulary: every logical axis has one word and one letter.
+"""Names of logical axes: a word each for sharding, and a letter each for shapes.
 
 Words say where an axis lives: `param(embed=D, mlp=F)`, `constrain(x, "batch", "seq",
 "embed")`. Letters say shape: `dense("BTD,DF->BTF", x, w)`, `Float[Array, "B T D"]`,

@@ -1,4 +1,4 @@
-"""Entry point: how well a run predicts its held-out data, or any source."""
+"""Entry point: evaluates a run on its held-out data, or on any source."""
 
 from pathlib import Path
 from typing import Any

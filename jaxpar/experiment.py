@@ -1,4 +1,4 @@
-"""Experiments as frozen values: what to train, on what, how, where, until when."""
+"""Pretrain and Finetune: experiments as frozen configurations."""
 
 import abc
 import dataclasses

@@ -1,4 +1,4 @@
-"""Entry point: training on from another run's checkpoint, or resuming that."""
+"""Entry point: fine-tunes from another run's checkpoint, or resumes a fine-tune."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""Module paths of version 0.1: they work, with a DeprecationWarning, until 0.3."""
+"""Deprecated module paths of version 0.1, which work until 0.3."""
 
 import importlib
 import importlib.abc
@@ -30,12 +30,14 @@ MOVED: dict[str, tuple[str, ...]] = {
     "jaxpar.metrics.sink": ("jaxpar.metrics.sinks",),
     "jaxpar.nn.dense": ("jaxpar.nn.linear", "jaxpar.nn.embed"),
     "jaxpar.nn.kernel": ("jaxpar.nn.flash_attention",),
-    "jaxpar.partition.pipeline": ("jaxpar.partition.stages",),
     "jaxpar.partition.place": (
         "jaxpar.partition.precision",
         "jaxpar.partition.sharding",
     ),
-    "jaxpar.partition.sequence": ("jaxpar.nn.context_parallel",),
+    "jaxpar.partition.sequence": (
+        "jaxpar.nn.attention_kernel",
+        "jaxpar.nn.context_parallel",
+    ),
     "jaxpar.train.evaluate": ("jaxpar.train.scoring",),
     "jaxpar.verify.ahead": ("jaxpar.verify.compiling",),
     "jaxpar.verify.report": ("jaxpar.verify.proof",),

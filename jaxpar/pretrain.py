@@ -1,4 +1,4 @@
-"""Entry point: training a model from random weights, or resuming that."""
+"""Entry point: trains a model from random weights, or resumes a training."""
 
 from pathlib import Path
 

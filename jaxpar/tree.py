@@ -1,4 +1,4 @@
-"""Nested dictionaries by path."""
+"""Nested dictionaries, such as parameter trees, by path."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -13,7 +13,7 @@ import textwrap
 import pytest
 
 from jaxpar.cli import main, options, verbs
-from jaxpar.cli.request import classes_in, load_experiment, parse
+from jaxpar.cli.flags import classes_in, load_experiment, parse
 from jaxpar.errors import (
     DataWentBad,
     Diverged,

@@ -181,4 +181,4 @@ def test_the_readme_maps_every_room():
     rooms |= {
         f"{path.name}/" for path in ROOT.iterdir() if (path / "__init__.py").exists()
     }
-    assert rooms - named - {"moved"} == set()
+    assert rooms - named == set()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxpar.cli import main
 
-OWN = str(Path(__file__).parent / "own_model.py")
+OWN = str(Path(__file__).parent / "outside" / "own_model.py")
 
 
 def said(capsys):

@@ -1,4 +1,4 @@
-"""Dispatch of a verb, and what an error looks like from outside."""
+"""Dispatch of a verb (subcommand), and what is printed of an error."""
 
 import logging
 import sys

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxpar.cli import options
-from jaxpar.cli.request import classes_in, load_experiment, parse, split_first
+from jaxpar.cli.flags import classes_in, load_experiment, parse, split_first
 from jaxpar.errors import UserError
 
 

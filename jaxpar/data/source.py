@@ -1,4 +1,4 @@
-"""Configurations of an experiment's data: plain text, or prompts with answers."""
+"""Text and Pairs: the configurations of an experiment's data."""
 
 import abc
 import dataclasses
@@ -11,7 +11,7 @@ from jaxpar.data.tokenizer import Bytes, Tokenizer, TokenizerConfig
 from jaxpar.data.windows import Windows
 from jaxpar.errors import UserError
 from jaxpar.sources.corpus import WHOLE, Corpus
-from jaxpar.sources.table import find_kind, open_source
+from jaxpar.sources.registry import find_kind, open_source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

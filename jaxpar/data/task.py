@@ -1,4 +1,4 @@
-"""The task of a row: which tokens are inputs, which are targets, and their weights."""
+"""Inputs, targets and loss weights of a row, made from a window of tokens."""
 
 import numpy as np
 

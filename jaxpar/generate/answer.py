@@ -1,4 +1,4 @@
-"""Answers to prompts by a trained run: text or token ids in, text and ids out."""
+"""Answers prompts with a run: text or token ids in, text and ids out."""
 
 import sys
 from collections.abc import Sequence

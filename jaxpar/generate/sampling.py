@@ -1,4 +1,4 @@
-"""Sampling with a sharded key/value cache: a prefill, then a decode per token."""
+"""Decoding: sampling tokens with a sharded key/value cache (prefill, then decode)."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence

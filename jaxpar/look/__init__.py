@@ -1,4 +1,4 @@
-"""Pictures of an experiment, allocating nothing."""
+"""What an experiment is, shown without allocating anything."""
 
 from jaxpar.look.show import show
 

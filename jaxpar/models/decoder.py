@@ -1,4 +1,4 @@
-"""The decoder-only transformer, in GPT-2's form, Llama's form and between."""
+"""The decoder-only transformer: GPT-2, Llama, and mixtures of their options."""
 
 import dataclasses
 from typing import NamedTuple

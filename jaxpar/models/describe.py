@@ -1,4 +1,4 @@
-"""A model's configuration in words: its standard sizes, wherever they stand in it."""
+"""Sizes of a model's configuration (layers, heads, widths): found, and described."""
 
 import dataclasses
 from typing import Any

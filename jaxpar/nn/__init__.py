@@ -1,1 +1,1 @@
-"""Single-device mathematics, in which parallelism appears only as names."""
+"""Layers, written as for one device: parallelism appears as names of axes."""

@@ -1,13 +1,14 @@
 """Attention over a sequence that several devices share: gathered, ring, all-to-all."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxpar.errors import UserError
+from jaxpar.nn.attention_kernel import Gradients, Kernel, Partial
 from jaxpar.nn.places import Places
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.notes import note
@@ -18,63 +19,12 @@ KEYS = ("batch", "seq", "kv_heads", "head_dim")
 TOKENS = ("batch", "seq")
 
 
-class Partial(NamedTuple):
-    """Attention over some of the keys: out [B, T, N, H] is normalised over them.
-
-    lse [B, T, N] is the logsumexp of the scores, by which partial results are merged;
-    the lowest finite number where a query sees none of the keys.
-    """
-
-    out: jax.Array
-    lse: jax.Array
-
-
-class Gradients(NamedTuple):
-    """Gradients of queries [B, T, N, H], keys and values [B, S, K, H]."""
-
-    q: jax.Array
-    k: jax.Array
-    v: jax.Array
-
-
 class KeyBlock(NamedTuple):
     """One device's keys and values [B, S, K, H], with their places."""
 
     k: jax.Array
     v: jax.Array
     where: Places
-
-
-@runtime_checkable
-class Kernel(Protocol):
-    """Attention over some of the keys, on one device: see nn.flash_attention."""
-
-    def forward(
-        self,
-        q: Float[Array, "B T N H"],
-        k: Float[Array, "B S K H"],
-        v: Float[Array, "B S K H"],
-        where: Places,
-        where_k: Places,
-    ) -> Partial:
-        """Attention over these keys, in no less than float32."""
-        ...
-
-    def backward(
-        self,
-        q: Float[Array, "B T N H"],
-        k: Float[Array, "B S K H"],
-        v: Float[Array, "B S K H"],
-        where: Places,
-        where_k: Places,
-        result: Partial,
-        grad: Float[Array, "B T N H"],
-    ) -> Gradients:
-        """Gradients from these keys, in no less than float32.
-
-        `result` is the forward result over all keys, `grad` the gradient of its `out`.
-        """
-        ...
 
 
 Attend = Callable[..., jax.Array]

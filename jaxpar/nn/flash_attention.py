@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxpar.nn.context_parallel import Gradients, Partial
+from jaxpar.nn.attention_kernel import Gradients, Partial
 from jaxpar.nn.places import Places
 from jaxpar.partition.precision import wide
 

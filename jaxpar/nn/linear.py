@@ -1,4 +1,4 @@
-"""Products of activations with sharded parameters, and the bias added to them."""
+"""Linear (dense) layers: products of activations with sharded parameters; biases."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""The feed-forward block (MLP), with or without a gate."""
+"""The feed-forward block (MLP): its activation functions, with or without a gate."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Places of tokens: the position in a document, and which document it is."""
+"""Positions and document ids of tokens in packed rows (Places)."""
 
 from typing import NamedTuple
 

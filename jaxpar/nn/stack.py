@@ -1,4 +1,4 @@
-"""Stacks of equal blocks: built together, run by a scan, rematerialised by policy."""
+"""Scan over identical layers (blocks), with rematerialisation by policy."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxpar.errors import UserError
 from jaxpar.partition.notes import recorded, recording
-from jaxpar.partition.stages import stages
+from jaxpar.partition.pipeline import stages
 
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,

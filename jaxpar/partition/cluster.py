@@ -1,4 +1,4 @@
-"""Several processes as one SPMD program: starting them, and keeping them in agreement.
+"""Multi-host: several processes as one SPMD program, and what they agree on.
 
 Agreement goes through JAX's coordination service on process 0, never through a device:
 so it works before a backend starts, and adds no collective between training steps.

@@ -1,4 +1,4 @@
-"""Layouts: how arrays with named axes are split over a device mesh."""
+"""Layouts such as fsdp=4,tensor=2: their words, and how each splits named axes."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""Names for activations: for rematerialisation by name, and for recording their values.
+"""Named activations, for rematerialisation by name and for recording their values.
 
 A model calls `note("attn/out", x)`. Inside `recording()` the value is kept as well, so
 that a caller can return it from the traced function.

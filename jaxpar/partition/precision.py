@@ -1,4 +1,4 @@
-"""In which floating-point types a model rests, computes and reduces."""
+"""Mixed precision: types of parameters, of computation, of sums of gradients."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""From axis names to devices: what model code says, as JAX's sharding constraints.
+"""Sharding constraints from inside model code, by axis names; shard_map (`local`).
 
 Model code names the axes of its arrays and knows no mesh. The step enters `use_layout`
 once; inside it, these functions look up where the layout in force puts each name.

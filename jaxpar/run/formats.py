@@ -1,4 +1,4 @@
-"""Formats of config.json: how older ones are read, and what a resumed run keeps."""
+"""Formats of config.json: how older ones are upgraded, what a resumed run keeps."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from jaxpar.data.source import Pairs, Text
 from jaxpar.experiment import Experiment
-from jaxpar.sources.table import AS_PLAIN_TEXT, FILES
+from jaxpar.sources.registry import AS_PLAIN_TEXT, FILES
 
 FORMAT = 2
 """The format in which new runs are started; a run keeps the number it began with."""

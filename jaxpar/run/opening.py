@@ -1,4 +1,4 @@
-"""A run opened for reading: its experiment, parameters and tokenizer on devices."""
+"""Loads a run for reading: its experiment, parameters and tokenizer on devices."""
 
 import contextlib
 import dataclasses

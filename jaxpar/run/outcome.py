@@ -1,4 +1,4 @@
-"""How a session of training ended, in words."""
+"""How a run ended, in words and as an exit status."""
 
 import dataclasses
 from typing import Any

@@ -1,4 +1,4 @@
-"""Training inside a run directory: begun, or resumed from its newest checkpoint."""
+"""Training inside a run directory, from the start or from the newest checkpoint."""
 
 import contextlib
 import dataclasses

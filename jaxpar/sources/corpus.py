@@ -1,4 +1,4 @@
-"""What every kind of source offers: documents in parts, and their fingerprint."""
+"""Corpus: the base class of all kinds of source, and the documents they give."""
 
 import abc
 import dataclasses

@@ -1,4 +1,4 @@
-"""Records with fields, such as lines of JSON: a text, or a prompt with its answer."""
+"""Fields of records, shared by JSON lines, Parquet and TFDS: which holds the text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Local documents as ArrayRecord files of TFDS; importing this module imports TFDS."""
+"""Writes local documents as ArrayRecord files, with TFDS, and opens them."""
 
 import contextlib
 import io

@@ -5,7 +5,7 @@ import pathlib
 import sysconfig
 from collections.abc import Sequence
 
-from jaxpar.sources import functions
+from jaxpar.sources import docstrings
 from jaxpar.sources.corpus import Example
 from jaxpar.sources.text_files import TextFiles
 
@@ -31,7 +31,7 @@ class StandardLibrary(TextFiles):
     def examples(self, part: str) -> Sequence[Example]:
         """Each function -> the first line of its docstring."""
         documents = self.by_part[part]
-        return [example for each in documents for example in functions.examples(each)]
+        return [example for each in documents for example in docstrings.examples(each)]
 
 
 def modules() -> dict[str, pathlib.Path]:

@@ -1,4 +1,4 @@
-"""What an event may ask of the training loop: to stop, or to begin the decay."""
+"""Actions that an event may ask of the loop: to stop, or to start the decay."""
 
 import dataclasses
 

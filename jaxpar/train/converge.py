@@ -1,4 +1,4 @@
-"""Stopping rules: when to stop training, decided from the held-out loss."""
+"""Stopping rules (early stopping), decided from the held-out loss."""
 
 import abc
 import dataclasses

@@ -1,4 +1,4 @@
-"""The events log, evaluate and decide; the one that saves is in jaxpar.run.saving."""
+"""Events (callbacks) of every run: log, evaluate, stop; run/saving.py saves."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence

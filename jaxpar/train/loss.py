@@ -1,4 +1,4 @@
-"""Cross-entropy of next tokens, without the logits of a whole batch in memory."""
+"""Chunked cross-entropy: next-token loss without the logits of a whole batch."""
 
 from collections.abc import Callable
 

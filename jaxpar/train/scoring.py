@@ -1,4 +1,4 @@
-"""Loss of a whole held-out set: its sum, per token and per byte."""
+"""Evaluation loss over a whole held-out set, per token and per byte."""
 
 import math
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""Comparison of what a layout computes with what one device computes."""
+"""Errors of a layout against one device, leaf by leaf, and their limits."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence

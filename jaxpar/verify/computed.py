@@ -1,4 +1,4 @@
-"""What an experiment computes on one layout, part by part."""
+"""All that an experiment computes on one layout, each part when it is asked for."""
 
 import dataclasses
 import functools

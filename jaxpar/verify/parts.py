@@ -1,4 +1,4 @@
-"""The parts of a proof: what is compared, and how its arrays are named."""
+"""The table of what is compared between a layout and one device."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

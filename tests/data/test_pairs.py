@@ -9,7 +9,7 @@ from jaxpar.data.source import Pairs, score
 from jaxpar.data.task import causal
 from jaxpar.data.tokenizer import ByteTokenizer
 from jaxpar.errors import UserError
-from jaxpar.sources import functions
+from jaxpar.sources import docstrings
 from jaxpar.sources.corpus import Document
 
 TOKENS = ByteTokenizer()
@@ -58,9 +58,9 @@ def test_a_function_asks_for_the_first_line_of_its_docstring():
             def plain(self):
                 return 1
     ''')
-    found = list(functions.examples(Document("c.py", source.encode())))
+    found = list(docstrings.examples(Document("c.py", source.encode())))
     asked = {item.answer.decode(): item.prompt.decode() for item in found}
-    mark = functions.SEPARATOR.decode()
+    mark = docstrings.SEPARATOR.decode()
     assert asked == {
         "Say hällo.": f'def method(self):\n    return "ö"{mark}',
         "Do nothing.": f"async def empty(self):{mark}",

@@ -17,7 +17,7 @@ from jaxpar.data.task import causal
 from jaxpar.data.tokenizer import BPE, Bytes, ByteTokenizer
 from jaxpar.errors import UserError
 from jaxpar.sources import split, stdlib, text_files
-from jaxpar.sources.table import open_source
+from jaxpar.sources.registry import open_source
 
 LINES = b"".join(b"line %d of a small text\n" % i for i in range(400))
 SIZES = {"seq_len": 32, "batch_size": 4}

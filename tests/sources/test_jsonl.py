@@ -10,7 +10,7 @@ from jaxpar.data.tokenizer import BPE, ByteTokenizer
 from jaxpar.errors import UserError
 from jaxpar.sources import files, split
 from jaxpar.sources.jsonl import JsonLines, Lines
-from jaxpar.sources.table import open_source
+from jaxpar.sources.registry import open_source
 from jaxpar.sources.text_files import TextFiles
 
 SIZES = {"seq_len": 16, "batch_size": 2}

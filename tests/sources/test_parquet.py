@@ -9,7 +9,7 @@ from jaxpar.data.tokenizer import ByteTokenizer
 from jaxpar.errors import UserError
 from jaxpar.sources import split
 from jaxpar.sources.parquet import ParquetFiles
-from jaxpar.sources.table import open_source
+from jaxpar.sources.registry import open_source
 
 SIZES = {"seq_len": 16, "batch_size": 2}
 N = 120

@@ -9,7 +9,7 @@ import pytest
 from jaxpar.data.source import Text, fetch, score
 from jaxpar.data.tokenizer import ByteTokenizer
 from jaxpar.errors import UserError
-from jaxpar.sources.table import open_source
+from jaxpar.sources.registry import open_source
 
 SIZES = {"seq_len": 16, "batch_size": 2}
 

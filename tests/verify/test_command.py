@@ -7,7 +7,7 @@ import pytest
 
 from jaxpar.cli import main
 
-OWN = str(Path(__file__).parents[1] / "own_model.py")
+OWN = str(Path(__file__).parents[1] / "outside" / "own_model.py")
 
 
 def test_json_output_is_one_object_of_the_documented_form(capsys):

@@ -10,7 +10,7 @@ from jaxpar.partition.layout import Layout
 from jaxpar.verify import Reference, assert_same
 from jaxpar.verify.parts import PARTS
 from jaxpar.verify.prove import prove
-from tests.own_model import BagConfig, experiment
+from tests.outside.own_model import BagConfig, experiment
 from tests.verify.conftest import GPT, RUNS, run_of
 
 LAYOUTS = (

@@ -8,7 +8,7 @@ from jaxpar.models import sizes
 from jaxpar.nn.norm import RMSNorm
 from jaxpar.partition.layout import Layout
 from jaxpar.verify.shrink import shrunk
-from tests.own_model import experiment as own
+from tests.outside.own_model import experiment as own
 from tests.verify.conftest import run_of
 
 GROUPED = dataclasses.replace(

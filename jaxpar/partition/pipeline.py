@@ -1,4 +1,4 @@
-"""Running a stack of blocks: a scan over its layers."""
+"""The pipeline runs every stack of blocks: a scan over layers (no stages yet)."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""From words to values: an experiment's file, and typed options over it."""
+"""Loads an experiment's file, and makes flags of its fields."""
 
 import contextlib
 import dataclasses

@@ -8,9 +8,9 @@ from jaxpar.errors import UserError
 from jaxpar.sources.corpus import Corpus
 from jaxpar.sources.jsonl import JsonLines
 from jaxpar.sources.parquet import ParquetFiles
+from jaxpar.sources.registry import SOURCES, find_kind, open_source
 from jaxpar.sources.stdlib import StandardLibrary
 from jaxpar.sources.synthetic import Synthetic
-from jaxpar.sources.table import SOURCES, find_kind, open_source
 from jaxpar.sources.text_files import TextFiles
 from jaxpar.sources.tfds import PreparedDataset
 

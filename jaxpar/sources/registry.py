@@ -1,4 +1,4 @@
-"""The table of all kinds of source, by how `--data.source` spells them."""
+"""The registry of all kinds of source, by how an experiment spells them."""
 
 from jaxpar.errors import UserError
 from jaxpar.sources.corpus import TRAIN_AND_HELDOUT, Corpus
