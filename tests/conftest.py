@@ -51,7 +51,11 @@ def pytest_collection_modifyitems(config, items):
 def own_cache(tmp_path_factory):
     """Prepared data and compiled steps of the tests stay in the tests' folder."""
     previous = os.environ.get("JAXPAR_CACHE")
-    os.environ["JAXPAR_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    cache = tmp_path_factory.mktemp("cache")
+    os.environ["JAXPAR_CACHE"] = str(cache)
+    # Where the command line keeps them, too: no program is compiled twice.
+    jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     yield
     if previous is None:
         del os.environ["JAXPAR_CACHE"]

@@ -47,7 +47,9 @@ HASTY = dataclasses.replace(
     RUN,
     optim=dataclasses.replace(RUN.optim, stable_steps=-1, final_lr=0.0),
     stop=Converged(patience=1, min_improvement=0.9, smoothing=1, share=1.0),
-    eval_every=2,
+    layout=Layout.parse("data=8"),
+    data=dataclasses.replace(DATA, seq_len=64, batch_size=64),
+    eval_every=4,
     num_steps=40,
 )
 

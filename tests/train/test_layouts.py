@@ -90,10 +90,24 @@ def one_device():
 
 
 MODELS = {"gpt": GPT, "llama": LLAMA}
+# The others are compared by `pytest -m slow`.
+EVERYDAY = {
+    ("gpt", "data=2,tensor=4"),
+    ("gpt", "fsdp=4,tensor=2"),
+    ("gpt", "fsdp=2,ring=2,tensor=2+sp"),
+    ("llama", "fsdp=4,tensor=2"),
+    ("llama", "zero1=8"),
+}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("form", MODELS)
+def cases():
+    for form in MODELS:
+        for layout in LAYOUTS:
+            marks = () if (form, layout) in EVERYDAY else pytest.mark.slow
+            yield pytest.param(form, layout, marks=marks)
+
+
+@pytest.mark.parametrize(("form", "layout"), cases())
 def test_every_gradient_leaf_is_that_of_one_device(form, layout, one_device):
     want, sums = one_device[form]
     got, got_sums = gradients_of(MODELS[form], layout)
@@ -133,7 +147,14 @@ def losses_on_one_device():
     return losses_of("data=1")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[:3])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param("data=8", marks=pytest.mark.slow),
+        pytest.param("data=2,tensor=4", marks=pytest.mark.slow),
+        "fsdp=4,tensor=2",
+    ],
+)
 def test_losses_are_those_of_one_device(layout, losses_on_one_device):
     np.testing.assert_allclose(losses_of(layout), losses_on_one_device, rtol=1e-5)
 
