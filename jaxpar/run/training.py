@@ -60,7 +60,12 @@ def train_run(
     Raises:
       UserError: whatever can be refused, before data is read where that is possible.
     """
-    experiment = run_dir.resumed(experiment)
+    asked, experiment = experiment, run_dir.resumed(experiment)
+    if experiment != asked:
+        cluster.print_once(
+            f"{run_dir.path} was started by jaxpar 0.1, which read every file as plain "
+            "text; it goes on with that."
+        )
     refuse_misfits(experiment)
     experiment.recipe().abstract(placed.layout)
     prepared = cluster.first_then_others(lambda: experiment.data.prepare(tokenizer))
