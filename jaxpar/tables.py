@@ -1,18 +1,13 @@
 """Tables of text: plain for a file, drawn for a terminal, HTML for a notebook."""
 
+import abc
 import dataclasses
 import html
 import sys
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 Cells = tuple[str, ...]
-
-
-class Report(Protocol):
-    """What can be printed: as plain text by `str`, and drawn by rich."""
-
-    def __rich__(self) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +62,28 @@ class Grid:
             cell.ljust(width) if i < self.left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ).rstrip()
+
+
+class Report(abc.ABC):
+    """What is shown as a grid: plain by `str`, drawn by rich, as HTML in a notebook."""
+
+    @property
+    @abc.abstractmethod
+    def grid(self) -> Grid:
+        """Heads and rows, with the lines around them."""
+
+    @abc.abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """The same as one object, as `--json` prints it."""
+
+    def __str__(self) -> str:
+        return str(self.grid)
+
+    def __rich__(self) -> Any:
+        return self.grid
+
+    def _repr_html_(self) -> str:
+        return self.grid.html()
 
 
 def print_report(report: Report) -> None:

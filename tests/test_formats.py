@@ -53,7 +53,7 @@ def old(request, tmp_path):
     folder = FOLDER / request.param
     shutil.copytree(folder / "run", tmp_path / "run")
     expected = json.loads((folder / "expected.json").read_text())
-    return str(tmp_path / "run"), str(folder / "experiment.py"), expected
+    return str(tmp_path / "run"), str(folder / "run" / "experiment.py"), expected
 
 
 def losses(run):

@@ -1,4 +1,4 @@
-"""Transfer of another run's parameters to a model, exhaustively and by path."""
+"""Loads another run's parameters by path; each must be accounted for."""
 
 from fnmatch import fnmatchcase
 from typing import Any

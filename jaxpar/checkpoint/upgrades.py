@@ -1,4 +1,4 @@
-"""The format number of checkpoints, and how the JSON of older ones is upgraded."""
+"""Formats of checkpoints: how the JSON of older ones is upgraded."""
 
 from collections.abc import Callable
 from typing import Any

@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import io
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +34,8 @@ def load(path: str | Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their own module up here.
     sys.modules[name] = module
+    # Python hides these outside a main program; here they are for who runs the file.
+    warnings.filterwarnings("default", "jaxpar", DeprecationWarning)
     try:
         spec.loader.exec_module(module)
     except UserError:

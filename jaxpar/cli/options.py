@@ -19,7 +19,7 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Report(Options):
+class Answer(Options):
     """What every verb that reports takes."""
 
     json: Switch = False
@@ -66,7 +66,7 @@ class FinetuneRun(Train, FromRun):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Show(Report):
+class Show(Answer):
     """What `show` takes besides the experiment's own fields."""
 
     imports: Imports = ()
@@ -86,7 +86,7 @@ class Verify(Show):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Open(Report, FromRun):
+class Open(Answer, FromRun):
     """What every verb that computes with a run takes."""
 
     layout: str | None = None

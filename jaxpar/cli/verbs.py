@@ -140,10 +140,10 @@ def verify(args: list[str]) -> int:
 def prepare(args: list[str]) -> None:
     """Tokenises an experiment's data and writes it down as files of tokens."""
     prog = "jaxpar data prepare"
-    file, rest = split_first(args, options.Report, prog=prog, what="EXPERIMENT")
+    file, rest = split_first(args, options.Answer, prog=prog, what="EXPERIMENT")
     from jaxpar.experiment import Experiment, Finetune
 
-    asked = _with_flags(options.Report, rest, prog, file, Experiment)
+    asked = _with_flags(options.Answer, rest, prog, file, Experiment)
     tokens = None
     if isinstance(asked.experiment, Finetune):
         from jaxpar.data import tokenizer

@@ -1,4 +1,4 @@
-"""What an experiment is, shown without allocating anything."""
+"""What every device holds of an experiment, shown without allocating anything."""
 
 from jaxpar.look.show import show
 

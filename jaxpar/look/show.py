@@ -11,7 +11,7 @@ from jaxpar.experiment import Experiment, Finetune
 from jaxpar.models.describe import describe
 from jaxpar.partition.layout import Layout, as_layout
 from jaxpar.run.directory import RunDir
-from jaxpar.tables import Cells, Grid, size_of
+from jaxpar.tables import Cells, Grid, Report, size_of
 from jaxpar.tree import flatten
 
 HEADS = ("parameter", "axes", "shape", "on each device", "bytes")
@@ -43,7 +43,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class Table(Report):
     """Parameters under a layout, the largest piece first; text, HTML or JSON.
 
     optimizer: bytes of the optimizer's state on each device.
@@ -103,15 +103,6 @@ class Table:
                 f"{self.layout.sizes[axis]} times over {axis}, which could split it"
             )
         return [*lines, NOT_COUNTED]
-
-    def __str__(self) -> str:
-        return str(self.grid)
-
-    def __rich__(self) -> Any:
-        return self.grid
-
-    def _repr_html_(self) -> str:
-        return self.grid.html()
 
     def to_json(self) -> dict[str, Any]:
         """The same as one object, sizes in bytes on each device."""

@@ -1,1 +1,1 @@
-"""Names to devices: the only room that knows a mesh."""
+"""Names to devices: the only package that knows a mesh."""

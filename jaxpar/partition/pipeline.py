@@ -1,4 +1,4 @@
-"""The pipeline runs every stack of blocks: a scan over layers (no stages yet)."""
+"""Runs a stack of blocks over its layers; pipeline schedules go here (none yet)."""
 
 from collections.abc import Callable
 from typing import Any

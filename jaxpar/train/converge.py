@@ -1,4 +1,4 @@
-"""Stopping rules (early stopping), decided from the held-out loss."""
+"""Early stopping: rules that decide from the held-out loss when to stop."""
 
 import abc
 import dataclasses

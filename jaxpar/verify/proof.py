@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from jaxpar.tables import Grid
+from jaxpar.tables import Grid, Report
 
 HEADS = ("leaf", "init", "gradient", "update", "state", "end to end")
 ROUNDING = 1e-5
@@ -67,7 +67,7 @@ class First:
 
 
 @dataclasses.dataclass(frozen=True)
-class Proof:
+class Proof(Report):
     """A layout compared with one device, leaf by leaf."""
 
     layout: str
@@ -114,15 +114,6 @@ class Proof:
     def grid(self) -> Grid:
         """As a table: what was computed, a row for each leaf, the verdict."""
         return Grid(HEADS, self._rows(), before=[self.about], after=self._footer())
-
-    def __str__(self) -> str:
-        return str(self.grid)
-
-    def __rich__(self) -> Any:
-        return self.grid
-
-    def _repr_html_(self) -> str:
-        return self.grid.html()
 
     def _rows(self) -> list[tuple[str, ...]]:
         """A row for each parameter, then one for each other leaf."""

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxpar.config import fingerprint
 from jaxpar.data.source import Text
 from jaxpar.data.tokenizer import Bytes
 from jaxpar.errors import UserError
-from jaxpar.experiment import Pretrain
+from jaxpar.experiment import Finetune, Pretrain
 from jaxpar.models import sizes
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
@@ -148,8 +147,13 @@ def test_a_later_line_of_a_step_counts_and_half_a_line_does_not(tmp_path):
     assert {"step": 2, "split": "heldout", "nats_per_token": 4.0} in read_metrics(path)
 
 
-def test_a_source_counts_as_what_it_holds_never_as_a_path(tmp_path):
-    moved = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, source="x"))
-    same = {"data": "1f@3"}
-    assert fingerprint(RUN, **same) == fingerprint(moved, **same)
-    assert fingerprint(RUN, data="1f@3") != fingerprint(RUN, data="1f@4")
+def test_a_fine_tune_is_known_by_what_it_started_from_never_by_a_path():
+    def home(start_from, origin, **fields):
+        tune = Finetune(
+            start_from=start_from, data=RUN.data, optim=RUN.optim, num_steps=1, **fields
+        )
+        return default_dir("x", tune, start_from=origin)
+
+    assert home("runs/a", "1f@3") == home("elsewhere/a", "1f@3")
+    assert home("runs/a", "1f@3") != home("runs/a", "1f@4")
+    assert home("runs/a", "1f@3") != home("runs/a", "1f@3", seed=1)
