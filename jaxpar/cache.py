@@ -8,7 +8,7 @@ import pathlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -30,10 +30,18 @@ def key(**parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def versions(*distributions: str) -> dict[str, str]:
-    """The installed version of each distribution; "absent" where there is none."""
+def versions(
+    *distributions: str, known: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The version of each distribution: as it is known, else the installed one.
+
+    It is "absent" where there is none.
+    """
     installed = {}
     for name in distributions:
+        if known and name in known:
+            installed[name] = known[name]
+            continue
         try:
             installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -44,6 +44,17 @@ def is_free(field: dataclasses.Field) -> bool:
     return field.metadata.get("identity") == "never"
 
 
+def require_positive(config: Any, *names: str) -> None:
+    """Refuses a configuration in which one of these sizes or counts is below 1.
+
+    Raises:
+      UserError: the first of them, with its value.
+    """
+    for name in names:
+        if (value := getattr(config, name)) < 1:
+            raise UserError(f"{name}={value}; it must be 1 or more.")
+
+
 def to_json(value: Any) -> Any:
     """A configuration as JSON: a dataclass becomes an object that names its type."""
     if isinstance(value, Spelled):

@@ -34,7 +34,7 @@ class SaveFailed(JaxparError, RuntimeError):
 
 
 class Diverged(JaxparError, RuntimeError):
-    """The loss is not a finite number any more."""
+    """A loss, gradient, update or state is not finite; nothing of it is saved."""
 
     exit_status = 43
 

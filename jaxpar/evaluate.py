@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+from jaxpar.checkpoint.verified import Check
 from jaxpar.data.loader import eval_batches
+from jaxpar.data.prepare import Prepared
 from jaxpar.data.source import score
 from jaxpar.data.windows import Windows
 from jaxpar.partition import cluster
 from jaxpar.partition.layout import Layout
-from jaxpar.run.directory import Step
+from jaxpar.run.directory import RunDir, Step
 from jaxpar.run.opening import OpenRun, open_run
+from jaxpar.run.same_data import require_same_data
 from jaxpar.train.scoring import per_token_and_byte, total_loss
 from jaxpar.train.step import make_eval_step
 
@@ -23,6 +26,7 @@ def main(
     devices: int | None = None,
     layout: Layout | str | None = None,
     classes: tuple[type, ...] = (),
+    check: Check | None = None,
 ) -> dict[str, Any]:
     """Scores a run's model: the step, counts, nats per token and byte, and xz's.
 
@@ -33,9 +37,11 @@ def main(
     text_field of its records if they have fields. layout: the
     run's own where exactly so many devices are visible, else one device. devices: how
     many to simulate on a CPU. classes: those that config.json names and jaxpar does
-    not ship.
+    not ship. check: how the step is verified; fully where nothing is said.
     """
-    opened = open_run(run, step=step, layout=layout, devices=devices, classes=classes)
+    opened = open_run(
+        run, step=step, layout=layout, devices=devices, classes=classes, check=check
+    )
     experiment, placed = opened.experiment, opened.placed
     windows = cluster.first_then_others(lambda: _windows(opened, source, text_field))
     # The last batch is filled up with rows of weight 0, so any layout serves.
@@ -45,6 +51,7 @@ def main(
         experiment.objective.row,
         batch_size=-(-experiment.data.batch_size // pieces) * pieces,
         placed=placed,
+        vocab_size=experiment.model.vocab_size,
     )
     totals = total_loss(make_eval_step(opened.recipe, placed), opened.params, batches)
     return {
@@ -60,5 +67,14 @@ def _windows(opened: OpenRun, source: str | None, text_field: str) -> Windows:
     """The run's own held-out windows, or those of all of a source."""
     data = opened.experiment.data
     if source is None:
-        return data.prepare(opened.tokenizer).heldout
+        prepared = data.prepare(opened.tokenizer)
+        _require_same(opened.run_dir, prepared)
+        return prepared.heldout
     return score(source, opened.tokenizer, data.seq_len, text_field=text_field)
+
+
+def _require_same(run: RunDir, prepared: Prepared) -> None:
+    """Refuses to score other data than that of which the run has held this part out."""
+    if sessions := run.receipt.sessions():
+        remedy = "restore it, or score another text with --data.source."
+        require_same_data(run.path, sessions[-1], prepared, remedy=remedy)

@@ -7,7 +7,7 @@ from typing import Self
 
 from flax import nnx
 
-from jaxpar.config import free
+from jaxpar.config import added, free, require_positive
 from jaxpar.data.source import Pairs, Source, Text
 from jaxpar.data.tokenizer import BPE, Bytes
 from jaxpar.errors import UserError
@@ -20,10 +20,16 @@ from jaxpar.optim.optimizer import AdamW, Muon, OptimConfig
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.precision import Precision
 from jaxpar.train.converge import Converged, Never, StopRule
+from jaxpar.train.nonfinite import OnNonfinite
 from jaxpar.train.objective import CausalLM, Objective
 from jaxpar.train.state import Recipe
 
-COUNTS = ("num_steps", "microbatches", "eval_every", "save_every", "log_every")
+COUNTS = (
+    "num_steps", "microbatches", "eval_every", "save_every", "log_every", "keep",
+    "max_skipped",
+)  # fmt: skip
+SEEDS = 2**32
+"""JAX takes only the lowest 32 bits of a seed: a larger one would be another's twin."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,10 +63,16 @@ class Experiment(abc.ABC):
     log_every: int = free(10)
     """Steps between fetches of the metrics, of which every step has a line."""
     keep: int = free(2)
-    """Newest checkpoints that are kept, besides the best one."""
+    """Newest checkpoints that are kept, besides the best one; 1 or more."""
+    on_nonfinite: OnNonfinite = added("stop")
+    """After a step whose loss, gradient or update is not finite, which is never
+    applied: stop (status 43), or skip (go on with the next batch)."""
+    max_skipped: int = added(10)
+    """Successive steps that are not applied after which skip stops, too; 1 or more."""
 
     def __post_init__(self):
-        self._check_counts()
+        require_positive(self, *COUNTS)
+        self._check_choices()
         self.layout.token_numbers(
             self.data.seq_len
         )  # Refuses a length it cannot split.
@@ -70,10 +82,13 @@ class Experiment(abc.ABC):
         """What a step needs to know; `model` must be a model by now."""
         return Recipe(self.model, self.objective, self.optim, self.precision)
 
-    def _check_counts(self) -> None:
-        for name in COUNTS:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}; it must be 1 or more.")
+    def _check_choices(self) -> None:
+        if not 0 <= self.seed < SEEDS:
+            raise UserError(
+                f"seed={self.seed} must be at least 0 and below 2**32 = {SEEDS:,}."
+            )
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise UserError(f'on_nonfinite={self.on_nonfinite!r}: "stop" or "skip".')
 
     def _check_batch(self) -> None:
         rows, pieces = self.data.batch_size, self.layout.batch_divisor

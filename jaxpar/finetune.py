@@ -5,13 +5,22 @@ import dataclasses
 from pathlib import Path
 
 from jaxpar.checkpoint.transfer import adopt
-from jaxpar.config import fingerprint
+from jaxpar.checkpoint.verified import Check
 from jaxpar.data import tokenizer
+from jaxpar.errors import UserError
 from jaxpar.experiment import Experiment, Finetune
-from jaxpar.partition import cluster
 from jaxpar.partition.devices import choose_devices
 from jaxpar.partition.layout import Placed
-from jaxpar.run.directory import RunDir, Step, default_dir
+from jaxpar.run.directory import RunDir, Step, classes_of, default_dir
+from jaxpar.run.opening import tokenizer_of
+from jaxpar.run.origin import (
+    Origin,
+    Source,
+    begun_from,
+    find_begun,
+    has_saved,
+    require_same,
+)
 from jaxpar.run.training import require_agreement, train_run
 from jaxpar.train.state import TrainState, create, with_params
 
@@ -25,25 +34,36 @@ def main(
     source_file: Path | None = None,
     step: Step = None,
     classes: tuple[type, ...] = (),
+    check: Check | None = None,
 ) -> int:
     """Fine-tunes to the end, or on from where the run was left; the exit status.
 
     step: the source's checkpoint; best where that run has a stopping rule, else newest.
     classes: those that the source's config.json names and jaxpar does not ship.
-    devices, source_file: as in jaxpar.pretrain.
+    devices, source_file, check: as in jaxpar.pretrain.
     """
     stem = source_file.stem if source_file else stem
-    source = RunDir(experiment.start_from)
-    base = source.open(*classes)
-    experiment = experiment.with_model_of(lambda: base)
+    # Orbax, which looks for steps, starts the backend: no devices can be added then.
     placed = experiment.layout.on(choose_devices(experiment.layout, devices))
-    chosen = cluster.broadcast(source.choose_step(step, rule=base.stop))
-    origin = f"{fingerprint(base)}@{chosen}"
-    run = RunDir(run_dir or default_dir(stem, experiment, start_from=origin))
+    source = Source(experiment.start_from, *classes)
+    own = RunDir(run_dir) if run_dir else None
+    own = own or find_begun(stem, experiment, source, step, check)
+    begun = begun_from(own) if own else None
+    if own and begun and has_saved(own):
+        require_same(own, begun, source, step)
+        run, origin = own, begun
+        stored = own.open(*classes_of(experiment), *classes)
+        experiment, tokens = experiment.with_model_of(lambda: stored), own
+    else:
+        experiment = experiment.with_model_of(lambda: source.experiment)
+        origin = _first_origin(own, begun, source, step, check)
+        name = default_dir(stem, experiment, start_from=origin.spelling)
+        run, tokens = own or RunDir(name), source.run_dir
     require_agreement(experiment, run)
 
     def begin(experiment: Finetune) -> TrainState:
-        return start_from(experiment, source, base, placed, chosen)
+        base = source.experiment
+        return start_from(experiment, source.run_dir, base, placed, origin.step)
 
     outcome = train_run(
         experiment,
@@ -51,13 +71,40 @@ def main(
         run_dir=run,
         placed=placed,
         source_file=source_file,
-        tokenizer=tokenizer.load(source.tokenizer_dir),
+        tokenizer=tokenizer.load(tokens.tokenizer_dir),
         start_from=origin,
+        check=check,
     )
     commands = (
         f'  jaxpar evaluate {run.path}\n  jaxpar generate {run.path} --prompt "..."'
     )
     return outcome.report(run, next_commands=commands)
+
+
+def _first_origin(
+    own: RunDir | None,
+    begun: Origin | None,
+    source: Source,
+    asked: Step,
+    check: Check | None,
+) -> Origin:
+    """Where a fine-tune that has saved nothing yet starts: where it once began, if so.
+
+    Raises:
+      UserError: the source, or the step of it where this one began, is not there.
+    """
+    if own is None or begun is None or source.why_unreadable:
+        return source.choose(asked, check)
+    require_same(own, begun, source, asked)
+    try:
+        source.choose(begun.step, check)
+    except UserError as error:
+        raise UserError(
+            f"{own.path} started from step {begun.step} of {source.path} and has saved "
+            f"nothing yet: {error} Choose another --run-dir, or remove {own.path}, to "
+            "start from another step."
+        ) from error
+    return begun
 
 
 def start_from(
@@ -68,6 +115,7 @@ def start_from(
     theirs = dataclasses.replace(recipe, model=base.model, precision=base.precision)
     with contextlib.closing(source.checkpoints(read_only=True)) as checkpoints:
         learned = checkpoints.restore_params(step, theirs.target(placed).params)
+        tokenizer_of(source, step, checkpoints.bound(step))
     ours = create(recipe, placed, seed=experiment.seed).params
     params = adopt(ours, learned, keep_fresh=experiment.keep_fresh)
     return with_params(recipe, placed, params)

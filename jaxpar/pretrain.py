@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from jaxpar.checkpoint.verified import Check
 from jaxpar.experiment import Pretrain
 from jaxpar.partition.devices import choose_devices
 from jaxpar.run.directory import RunDir, default_dir
@@ -16,11 +17,13 @@ def main(
     devices: int | None = None,
     stem: str = "experiment",
     source_file: Path | None = None,
+    check: Check | None = None,
 ) -> int:
     """Trains to the end, or on from where the run was left; returns the exit status.
 
     devices: how many CPU devices to simulate. source_file: the file that defines the
     experiment; its stem names the default directory, and its text is kept there.
+    check: how a checkpoint is verified before it is read; fully where nothing is said.
     """
     stem = source_file.stem if source_file else stem
     run = RunDir(run_dir or default_dir(stem, experiment))
@@ -31,7 +34,12 @@ def main(
         return create(experiment.recipe(), placed, seed=experiment.seed)
 
     outcome = train_run(
-        experiment, begin, run_dir=run, placed=placed, source_file=source_file
+        experiment,
+        begin,
+        run_dir=run,
+        placed=placed,
+        source_file=source_file,
+        check=check,
     )
     commands = (
         f"  jaxpar evaluate {run.path}\n"

@@ -44,9 +44,9 @@ def logged(path, batches, make):
     """
     made = set()
 
-    def logged_row(windows, make_row, step, i, window):
+    def logged_row(windows, make_row, step, i, *more):
         made.add(i)
-        return make(windows, make_row, step, i, window)
+        return make(windows, make_row, step, i, *more)
 
     def logged_batches(*args, start, **options):
         for step, batch in enumerate(batches(*args, start=start, **options), start):

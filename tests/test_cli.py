@@ -4,6 +4,7 @@ pytest tests/test_cli.py -k nearest
 """
 
 import dataclasses
+import importlib
 import json
 import re
 import subprocess
@@ -255,3 +256,35 @@ def test_show_prints_one_json_object(capsys, tiny):
     # Embedding, positions, two blocks of attention and MLP, the last norm.
     block = 4 * 32 * 32 + 4 * 32 + 2 * 32 * 128 + 128 + 32 + 2 * 2 * 32
     assert found["count"] == 384 * 32 + 16 * 32 + 2 * block + 2 * 32
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3", "az", "hdfs", "file", "abfss"])
+def test_a_url_is_no_run_for_any_verb(capsys, tiny, tmp_path, monkeypatch, scheme):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    url = f"{scheme}://bucket/run"
+    for words in (["pretrain", tiny, "--run-dir", url], ["evaluate", url]):
+        line = refusal(capsys, *words)
+        assert f"{scheme}:/" in line and "is no local path" in line
+    assert "is no local path" in refusal(capsys, "generate", url, "--prompt", "a")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "words, prompts",
+    [
+        (["--prompt", "a", "b"], ("a", "b")),
+        (["--prompt", "a", "--prompt", "b"], ("a", "b")),
+        (["--prompt", "a", "--prompt", "b", "c"], ("a", "b", "c")),
+        (["--prompt=a"], ("a",)),
+    ],
+)
+def test_every_prompt_is_answered(capsys, monkeypatch, words, prompts):
+    def answer(run, **asked):
+        assert asked["prompts"] == prompts
+        assert asked["stream"] == (len(prompts) == 1)
+        return {"step": 1}
+
+    module = importlib.import_module("jaxpar.generate.answer")
+    monkeypatch.setattr(module, "main", answer)
+    assert main(["generate", "run", *words]) == 0

@@ -130,6 +130,11 @@ def test_files_are_read_as_they_were_when_the_run_was_started(data, reading):
     assert formats.read_config(newer) == (2, {"type": "Pretrain", "data": data})
 
 
+@pytest.mark.parametrize(("then", "now"), [(0, 1), (-3, 1), (2, 2)])
+def test_a_number_of_kept_checkpoints_that_was_legal_still_is(then, now):
+    assert formats.read_config({"type": "Pretrain", "keep": then})[1]["keep"] == now
+
+
 def test_a_run_that_was_started_on_raw_json_goes_on_with_it(old, tmp_path):
     run, _, _ = old
     config = config_of(run)

@@ -213,7 +213,13 @@ def test_what_does_not_fit_is_refused_before_a_directory_is_made(run, words, tmp
 
 
 def test_a_source_that_is_no_run_is_refused(tmp_path):
-    run = Finetune(start_from=str(tmp_path), data=DATA, optim=RUN.optim, num_steps=1)
+    run = Finetune(
+        start_from=str(tmp_path),
+        data=DATA,
+        optim=RUN.optim,
+        num_steps=1,
+        layout=Layout.parse("data=8"),
+    )
     with pytest.raises(UserError, match="is no run"):
         finetune.main(run, run_dir=tmp_path / "run")
 

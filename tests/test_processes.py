@@ -20,6 +20,7 @@ from one_process import experiment as RUN
 from one_process import logged
 
 from jaxpar import pretrain
+from jaxpar.checkpoint.verified import Check
 from jaxpar.data import loader
 from jaxpar.errors import UserError
 from jaxpar.partition import cluster, devices
@@ -160,6 +161,35 @@ def test_only_process_0_writes_and_prints(half):
 
 
 @pytest.mark.slow
+def test_two_processes_write_one_manifest(half):
+    assert RunDir(half / "run").check(Check(strict=True)) == ([3], {})
+
+
+@pytest.mark.slow
+def test_a_block_that_one_process_finds_damaged_is_refused_by_all(half, tmp_path):
+    run = shutil.copytree(half / "run", tmp_path / "run")
+    step = run / "checkpoints" / "3"
+    for name in ("params/_METADATA", "rest/_METADATA"):  # At least one for each.
+        text = (step / name).read_text()
+        (step / name).write_text(text.replace("a", "b", 1))
+    assert pretrain_with(2, tmp_path, run, "--strict") == [4, 4]
+    said = output_of(tmp_path, 2, 0)
+    assert "params/_METADATA: content changed; rest/_METADATA: content" in said
+
+
+@pytest.mark.slow
+def test_two_processes_go_back_together(half, tmp_path):
+    run = shutil.copytree(half / "run", tmp_path / "run")
+    assert pretrain_with(2, tmp_path, run, "--num-steps=5") == [0, 0]
+    (run / "checkpoints" / "5" / "params" / "_METADATA").write_text("")
+    assert pretrain_with(2, tmp_path, run, "--num-steps=6") == [0, 0]
+    assert "Resuming" in output_of(tmp_path, 2, 0)
+    assert (run / "checkpoints" / "damaged-5").is_dir()
+    assert RunDir(run).check(Check(strict=True))[1] == {}
+    for i, n_lines in enumerate((1, 0)):
+        assert output_of(tmp_path, 2, i).count("going back to step 3") == n_lines
+
+
 def test_two_processes_are_resumed_as_four(whole, half, tmp_path):
     shutil.copytree(half / "run", tmp_path / "run")
     assert pretrain_with(4, tmp_path, tmp_path / "run") == [0] * 4

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from jaxpar.checkpoint import shape_differences, step_directories
+from jaxpar.checkpoint.manifest_writer import ManifestWriter
+from jaxpar.checkpoint.step_directories import MEMORY, PARAMS, REST
 from jaxpar.checkpoint.upgrades import FORMAT, upgraded
-from jaxpar.errors import NoUsableCheckpoint, SaveFailed, UserError
+from jaxpar.errors import JaxparError, NoUsableCheckpoint, SaveFailed, UserError
 from jaxpar.partition import cluster
-from jaxpar.tree import path_of
 
-PARAMS, REST, MEMORY = "params", "rest", "memory"
+BOUND = "bound"
 DESCRIPTIONS = {PARAMS: "parameters", REST: "optimizer state"}
 
 
@@ -27,17 +29,32 @@ class Checkpoints:
     A checkpoint has three items: the parameters, the rest of the training state, and
     a JSON object with the memory of the stopping rule. The newest `keep` checkpoints
     are kept, and the best one, whatever its age. The caller of `save` decides which is
-    best; Orbax would rank a NaN above a number.
+    best; Orbax would rank a NaN above a number. A manifest follows each step once it
+    is committed: `jaxpar.guard.manifest`.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2, read_only: bool = False):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep: int = 2,
+        read_only: bool = False,
+        on_commit: Callable[[int], None] = lambda step: None,
+        bound: Mapping[str, str] | None = None,
+    ):
+        """Opens the checkpoints.
+
+        on_commit: called by process 0 for each saved step. bound: hashes of what
+        belongs to every step that is saved, such as the tokenizer.
+        """
+        self._bound = dict(bound or {})
         self.directory = directory.absolute()
         if read_only and not self.directory.is_dir():
             raise UserError(f"{self.directory} holds no checkpoints.")
         if not read_only:
             with cluster.synchronized():
                 if cluster.is_first():
-                    _prepare(self.directory)
+                    step_directories.prepare(self.directory)
         # Orbax logs each call as a warning.
         logging.getLogger("absl").setLevel(logging.ERROR)
         policies = checkpoint_managers
@@ -51,6 +68,9 @@ class Checkpoints:
                     ]
                 ),
                 best_fn=_rank,
+                # Else Orbax reads the metrics of all steps when it opens, and fails if
+                # those of one are damaged.
+                lightweight_initialize=read_only,
                 read_only=read_only,
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
@@ -61,6 +81,9 @@ class Checkpoints:
                 REST: ocp.StandardCheckpointHandler(),
                 MEMORY: ocp.JsonCheckpointHandler(),
             },
+        )
+        self._manifests = ManifestWriter(
+            self.directory, self._manager.is_saving_in_progress, on_commit
         )
 
     def save(
@@ -75,7 +98,8 @@ class Checkpoints:
           SaveFailed: Orbax refused this step.
           Exception: an earlier save failed; Orbax's own error.
         """
-        item = {**memory, "is_best": best, "format": FORMAT}
+        self.wait()
+        item = {**memory, "is_best": best, "format": FORMAT, BOUND: self._bound}
         # Above 0 even at step 0: a fine-tune may be best where it began.
         rank = float(step + 1) if best else 0.0
         saved = self._manager.save(
@@ -94,13 +118,22 @@ class Checkpoints:
                 f"{self.directory}: step {step} was not saved; the newest there is "
                 f"{self._manager.latest_step()}."
             )
+        self._manifests.begin(step)
 
     def wait(self) -> None:
         """Blocks until every save is on disk; raises the error of one that failed."""
-        self._manager.wait_until_finished()
+        try:
+            self._manager.wait_until_finished()
+        except BaseException:
+            self._manifests.abandon()
+            raise
+        self._manifests.finish()
 
     def close(self) -> None:
         """Waits for every save, then releases Orbax's threads."""
+        if cluster.count() > 1:
+            # Another process may have failed, and would not take its share.
+            self._manifests.abandon()
         self.wait()
         self._manager.close()
 
@@ -112,7 +145,7 @@ class Checkpoints:
         """
         steps = self._manager.all_steps()
         complete = [s for s in steps if (self.directory / str(s) / PARAMS).is_dir()]
-        damaged = [] if complete else _damaged(self.directory)
+        damaged = [] if complete else step_directories.incomplete(self.directory)
         if damaged:
             raise NoUsableCheckpoint(
                 f"{self.directory} has the steps {damaged}, and none is whole: "
@@ -127,7 +160,11 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The last step that was the best when it was saved; None where none was."""
-        return max((s for s in self.steps() if self._is_best(s)), default=None)
+        return max(self.marked_best(), default=None)
+
+    def marked_best(self) -> list[int]:
+        """The steps that were the best when they were saved, ascending."""
+        return [step for step in self.steps() if self._is_best(step)]
 
     def memory(self, step: int) -> dict[str, Any]:
         """What the stopping rule remembered at a step.
@@ -136,9 +173,15 @@ class Checkpoints:
           UserError: there is no checkpoint of this step.
           NoUsableCheckpoint: it is damaged, or of a newer format.
         """
-        stored = self._read(step, {MEMORY: ocp.args.JsonRestore()})[MEMORY]
-        item = upgraded(stored, self.directory / str(step))
-        return {key: value for key, value in item.items() if key != "is_best"}
+        item = self._item(step)
+        return {k: item[k] for k in item if k not in ("is_best", BOUND)}
+
+    def bound(self, step: int) -> dict[str, str]:
+        """The hashes that a step was saved with; none in runs of older versions.
+
+        Raises the errors that `memory` raises.
+        """
+        return self._item(step).get(BOUND) or {}
 
     def restore(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
         """The training state of a step, and the stopping rule's memory.
@@ -177,6 +220,12 @@ class Checkpoints:
         """Shapes and types of the stored parameters, without reading them."""
         return self._shapes(step, PARAMS)
 
+    def _item(self, step: int) -> dict[str, Any]:
+        """The JSON item of a step, in today's format."""
+        stored = self._read(step, {MEMORY: ocp.args.JsonRestore()})[MEMORY]
+        with self._reports_damage(step):
+            return upgraded(stored, self.directory / str(step))
+
     def _shapes(self, step: int, item: str) -> dict[str, Any]:
         with self._reports_damage(step):
             metadata = self._manager.item_metadata(step)[item]
@@ -200,79 +249,33 @@ class Checkpoints:
         """Turns the errors of reading into one line that names the damaged step."""
         try:
             yield
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except JaxparError:
+            raise
+        except Exception as error:  # The storage library raises classes of its own.
+            if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
+                raise
             first = str(error).strip().splitlines()[0] if str(error).strip() else ""
             raise NoUsableCheckpoint(
                 f"{self.directory / str(step)} cannot be read ({type(error).__name__}: "
-                f"{first[:200]}); there are {self.steps()}, choose one with --step."
+                f"{first[:200]}); there are {self.steps()}. Restore its files, or move "
+                "it elsewhere to go on from another step."
             ) from error
 
     def _require_same(self, step: int, item: str, target: Any) -> None:
         """Refuses other shapes and types; Orbax would cast types without a warning."""
-        stored = _by_path(self._shapes(step, item))
-        wanted = _by_path(target)
-        differences = [
-            f"{path} {_describe(stored.get(path))} stored, "
-            f"{_describe(wanted.get(path))} wanted"
-            for path in sorted(stored.keys() | wanted.keys())
-            if _describe(stored.get(path)) != _describe(wanted.get(path))
-        ]
-        if differences:
+        stored = self._shapes(step, item)
+        if found := shape_differences.listed(stored, target):
             raise UserError(
                 f"{self.directory / str(step)} holds other {DESCRIPTIONS[item]}: "
-                f"{'; '.join(differences[:5])}{' ...' if len(differences) > 5 else ''}"
+                f"{found}"
             )
 
     def _is_best(self, step: int) -> bool:
         path = self.directory / str(step) / MEMORY / "metadata"
         try:
             return bool(json.loads(path.read_text()).get("is_best"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, AttributeError):
             return False
-
-
-def _prepare(directory: Path) -> None:
-    """Makes a directory safe to write to: removes empty steps, refuses damaged ones.
-
-    Orbax counts every directory with a number as a step: an empty one would make it
-    refuse all earlier steps, and a damaged one would count among the newest `keep`.
-    Only damaged steps after the last complete one are refused: an earlier one is what
-    an interrupted deletion leaves.
-    """
-    if not directory.exists():
-        return
-    if not directory.is_dir():
-        raise UserError(f"{directory} is a file; checkpoints need a directory.")
-    for step in _step_directories(directory):
-        with contextlib.suppress(OSError):  # It is not empty.
-            (directory / str(step)).rmdir()
-    damaged = _damaged(directory)
-    newest = max(set(_step_directories(directory)) - set(damaged), default=None)
-    newer = [step for step in damaged if newest is not None and step > newest]
-    if newer:
-        raise UserError(
-            f"{directory} has the damaged steps {newer}, which lack {PARAMS}/; move "
-            f"them elsewhere to go on from step {newest}."
-        )
-
-
-def _step_directories(directory: Path) -> list[int]:
-    """The numbers of the directories that Orbax takes for steps."""
-    return sorted(
-        int(path.name)
-        for path in directory.iterdir()
-        if path.name.isdecimal() and path.is_dir() and not path.is_symlink()
-    )
-
-
-def _damaged(directory: Path) -> list[int]:
-    """The steps that hold something, but no parameters."""
-    return [
-        step
-        for step in _step_directories(directory)
-        if any((directory / str(step)).iterdir())
-        and not (directory / str(step) / PARAMS).is_dir()
-    ]
 
 
 def _rest(state: Any) -> dict[str, Any]:
@@ -286,13 +289,3 @@ def _rest(state: Any) -> dict[str, Any]:
 
 def _rank(metrics: dict[str, float]) -> float:
     return metrics["rank"]
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-    """The leaves of any pytree, each under its path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_of(keys): leaf for keys, leaf in leaves}
-
-
-def _describe(leaf: Any) -> str:
-    return "nothing" if leaf is None else f"{tuple(leaf.shape)} {leaf.dtype}"

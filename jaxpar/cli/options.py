@@ -2,12 +2,14 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Imports = Annotated[tuple[Path, ...], tyro.conf.arg(name="import")]
+Prompts = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
+"""One tuple for each time that the flag is given."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,17 @@ class Many(Options):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train(Many):
+class Checked(Options):
+    """How the checkpoint that a verb reads is verified."""
+
+    verify: Literal["full", "sizes", "none"] = "full"
+    """What of a checkpoint is compared with its manifest: all, sizes, or nothing."""
+    strict: Switch = False
+    """Refuse a damaged or unverifiable checkpoint; do not go back to an older one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(Many, Checked):
     """What `pretrain` takes besides the experiment's own fields."""
 
     run_dir: Path | None = None
@@ -51,7 +63,7 @@ class Train(Many):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FromRun(Options):
+class FromRun(Checked):
     """What every verb that reads another run's checkpoint takes."""
 
     step: str | None = None
@@ -86,6 +98,11 @@ class Verify(Show):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckRun(Answer, Checked):
+    """What `check` takes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Open(Answer, FromRun):
     """What every verb that computes with a run takes."""
 
@@ -109,8 +126,8 @@ class Evaluate(Open, Many):
 class Generate(Open):
     """What `generate` takes."""
 
-    prompt: tuple[str, ...] = ()
-    """Text to continue; several are answered together."""
+    prompt: Prompts = ()
+    """Text to continue; several, as in --prompt a b, are answered together."""
     token_ids: str | None = None
     """Tokens to continue, as in 1,2,3; needs no tokenizer."""
     max_new_tokens: int = 128

@@ -1,6 +1,7 @@
 """The verbs, each of which loads no more than it needs."""
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -28,6 +29,7 @@ def pretrain(args: list[str]) -> int:
         source_file=Path(file),
         run_dir=asked.run_dir,
         devices=asked.devices,
+        check=_check(asked),
     )
 
 
@@ -49,6 +51,7 @@ def finetune(args: list[str]) -> int:
         devices=asked.devices,
         step=_step(asked.step),
         classes=classes_in(asked.imports),
+        check=_check(asked),
     )
 
 
@@ -68,9 +71,12 @@ def evaluate(args: list[str]) -> None:
         source=asked.source,
         text_field=asked.text_field,
         classes=classes_in(asked.imports),
+        check=_check(asked),
     )
     if not asked.json:
-        found["perplexity"] = math.exp(found["nats_per_token"])
+        from jaxpar.train.scoring import perplexity
+
+        found["perplexity"] = perplexity(found["nats_per_token"])
     _print_items(found, asked.json)
 
 
@@ -79,7 +85,8 @@ def generate(args: list[str]) -> None:
     prog = "jaxpar generate"
     run, rest = split_first(args, options.Generate, prog=prog, what="RUN")
     asked = parse(options.Generate, rest, prog=f"{prog} {run}")
-    if bool(asked.prompt) == bool(asked.token_ids):
+    prompts = tuple(itertools.chain.from_iterable(asked.prompt))
+    if bool(prompts) == (asked.token_ids is not None):
         raise UserError(f"{prog} needs either --prompt or --token-ids.")
     from jaxpar.partition import cluster
 
@@ -90,19 +97,40 @@ def generate(args: list[str]) -> None:
     from jaxpar.generate.sampling import Sampling
 
     drawn = {f.name: getattr(asked, f.name) for f in dataclasses.fields(Sampling)}
-    stream = len(asked.prompt) == 1 and not asked.json
+    stream = len(prompts) == 1 and not asked.json
     found = answer(
         run,
-        prompts=asked.prompt,
+        prompts=prompts,
         token_ids=_numbers(asked.token_ids),
         how=Sampling(**drawn),
         step=_step(asked.step),
         layout=asked.layout,
         devices=asked.devices,
         classes=classes_in(asked.imports),
+        check=_check(asked),
         stream=stream,
     )
     _print_items({"step": found["step"]} if stream else found, asked.json)
+
+
+def check(args: list[str]) -> int:
+    """Verifies every checkpoint of a run against its manifest."""
+    prog = "jaxpar check"
+    run, rest = split_first(args, options.CheckRun, prog=prog, what="RUN")
+    asked = parse(options.CheckRun, rest, prog=f"{prog} {run}")
+    from jaxpar.errors import NoUsableCheckpoint
+    from jaxpar.run.directory import RunDir
+
+    good, bad = RunDir(run).check(_check(asked))
+    damaged = [
+        {"step": step, "file": file} for step, files in bad.items() for file in files
+    ]
+    if asked.json:
+        print(json.dumps({"good": good, "bad": damaged}))
+    else:
+        for step in sorted([*good, *bad]):
+            print(f"step {step}: {', '.join(bad[step]) if step in bad else 'good'}")
+    return NoUsableCheckpoint.exit_status if damaged or not good else 0
 
 
 def show(args: list[str]) -> None:
@@ -168,6 +196,7 @@ VERBS: dict[str, Verb] = {
     "finetune": Verb(finetune, "train on from another run's checkpoint"),
     "evaluate": Verb(evaluate, "loss and perplexity of a run on its data or any text"),
     "generate": Verb(generate, "continue a prompt with a run's model"),
+    "check": Verb(check, "verify every checkpoint of a run"),
     "show": Verb(show, "what each device would hold of an experiment's state"),
     "verify": Verb(verify, "prove that a layout computes what one device does"),
     "data prepare": Verb(prepare, "tokenise an experiment's data into files"),
@@ -180,6 +209,13 @@ def _with_flags(
     """Options, with the experiment's value as the flags change it."""
     experiment = load_experiment(file, *experiments)
     return parse(kind, rest, prog=f"{prog} {file}", experiment=experiment)
+
+
+def _check(asked: options.Checked) -> Any:
+    """How checkpoints are verified, as jaxpar.checkpoint.verified.Check."""
+    from jaxpar.checkpoint.verified import Check
+
+    return Check(asked.verify, asked.strict)
 
 
 def _step(text: str | None) -> int | str | None:
@@ -226,6 +262,14 @@ def _print_report(report: Any, as_json: bool) -> None:
         print_report(report)
 
 
+def _finite_or_null(found: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: null, as in metrics.jsonl."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in found.items()
+    }
+
+
 def _print_items(found: dict[str, Any], as_json: bool) -> None:
     """One JSON object on stdout, or a line for each of its items; by process 0."""
     from jaxpar.partition import cluster
@@ -233,7 +277,7 @@ def _print_items(found: dict[str, Any], as_json: bool) -> None:
     if not cluster.is_first():
         return
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(_finite_or_null(found), allow_nan=False))
         return
     for name, value in found.items():
         print(f"{name}: {value}")

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxpar.data.order import order
+from jaxpar.data.row_checks import fault_of_row, fault_of_rows
 from jaxpar.data.windows import Window, Windows
 from jaxpar.errors import DataWentBad
 from jaxpar.partition.layout import Placed
@@ -28,20 +29,24 @@ def batches(
     seed: int,
     placed: Placed,
     start: int = 0,
+    vocab_size: int | None = None,
 ) -> Generator[dict[str, jax.Array]]:
     """The batches of step `start` and of all later steps: fields [B, T].
 
     Each process reads only the rows of its own devices, READ_AHEAD steps in advance.
+    vocab_size: the model's, to refuse other token ids; None checks none.
 
     Raises:
-      DataWentBad: a row could not be read; names step, row and window.
+      DataWentBad: a row could not be read, its fields have different lengths, or an id
+        is not in the vocabulary; names step, row and window.
     """
     sharding = placed.sharding(("batch", "seq"))
     rows = _rows_of_this_process(sharding, batch_size)
 
     def read(step: int) -> Row:
         ids = order(seed, step, batch_size, len(windows))
-        return _stacked([_row(windows, make_row, step, i, ids[i]) for i in rows])
+        made = [_row(windows, make_row, step, i, ids[i], vocab_size) for i in rows]
+        return _stacked(made, rows, step)
 
     # The thread uses only NumPy: one inside JAX at exit could abort the process.
     read_rows = _read_ahead(read, start)
@@ -52,9 +57,16 @@ class EvalBatches:
     """Every window once, in order; rows that pad the last batch have weight 0."""
 
     def __init__(
-        self, windows: Windows, make_row: MakeRow, *, batch_size: int, placed: Placed
+        self,
+        windows: Windows,
+        make_row: MakeRow,
+        *,
+        batch_size: int,
+        placed: Placed,
+        vocab_size: int | None = None,
     ):
         self._windows, self._make_row = windows, make_row
+        self._vocab_size = vocab_size
         self._batch_size = batch_size
         self._placed = placed
 
@@ -66,7 +78,7 @@ class EvalBatches:
             raise IndexError(f"Batch {k} of {len(self)}.")
         sharding = self._placed.sharding(("batch", "seq"))
         rows = _rows_of_this_process(sharding, self._batch_size)
-        fields = _stacked([self._row(k, i) for i in rows])
+        fields = _stacked([self._row(k, i) for i in rows], rows, k)
         return _global(fields, rows, self._batch_size, self._placed)
 
     def __iter__(self) -> Iterator[dict[str, jax.Array]]:
@@ -74,27 +86,50 @@ class EvalBatches:
 
     def _row(self, k: int, i: int) -> Row:
         window = k * self._batch_size + i
-        if window < len(self._windows):
-            return _row(self._windows, self._make_row, k, i, window)
-        row = _row(self._windows, self._make_row, k, i, 0)
+        is_real = window < len(self._windows)
+        window = window if is_real else 0
+        row = _row(self._windows, self._make_row, k, i, window, self._vocab_size)
+        if is_real:
+            return row
         return {**row, "weights": np.zeros_like(row["weights"])}
 
 
 def eval_batches(
-    windows: Windows, make_row: MakeRow, *, batch_size: int, placed: Placed
+    windows: Windows,
+    make_row: MakeRow,
+    *,
+    batch_size: int,
+    placed: Placed,
+    vocab_size: int | None = None,
 ) -> EvalBatches:
-    """Batches [B, T] that hold each window once."""
-    return EvalBatches(windows, make_row, batch_size=batch_size, placed=placed)
+    """Batches [B, T] that hold each window once; the rows are checked as above."""
+    return EvalBatches(
+        windows,
+        make_row,
+        batch_size=batch_size,
+        placed=placed,
+        vocab_size=vocab_size,
+    )
 
 
-def _row(windows: Windows, make_row: MakeRow, step: int, i: int, window: int) -> Row:
+def _row(
+    windows: Windows,
+    make_row: MakeRow,
+    step: int,
+    i: int,
+    window: int,
+    vocab_size: int | None,
+) -> Row:
     try:
-        return make_row(windows[int(window)])
+        row = make_row(windows[int(window)])
     except Exception as error:
         raise DataWentBad(
             f"Row {i} of batch {step} (window {window}) could not be made: "
             f"{type(error).__name__}: {error}"
         ) from error
+    if fault := fault_of_row(row, vocab_size):
+        raise DataWentBad(f"Row {i} of batch {step} (window {window}): {fault}.")
+    return row
 
 
 def _rows_of_this_process(
@@ -108,7 +143,11 @@ def _rows_of_this_process(
     return sorted(set(itertools.chain.from_iterable(rows)))
 
 
-def _stacked(rows: list[Row]) -> Row:
+def _stacked(rows: list[Row], numbers: list[int], step: int) -> Row:
+    """The rows of one batch as one array for each field; `numbers` are the rows'."""
+    if found := fault_of_rows(rows):
+        i, fault = found
+        raise DataWentBad(f"Row {numbers[i]} of batch {step}: {fault}.")
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -2,17 +2,19 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxpar import cache
-from jaxpar.data import token_files, tokenizer, windows
+from jaxpar.data import own_source, token_files, tokenizer, windows
 from jaxpar.data.tokenizer import Tokenizer, TokenizerConfig
 from jaxpar.data.windows import Rows, TokenFile, Windows
 from jaxpar.errors import UserError
 from jaxpar.sources.corpus import Corpus, Document, Example, Lazy
 
 EXAMPLES_FORMAT = 1
+CONTENT_DEFINITION = 2
+"""Of the hash in receipts; in the first one, versions of libraries took part."""
 PURPOSE = {"train": "to train on", "heldout": "to hold out", "every": "to score"}
 
 
@@ -27,18 +29,22 @@ class Prepared:
     """Changes with the documents, the tokenizer and the libraries that were used."""
     description: dict[str, Any]
     """Source, hashes and counts, for the receipt."""
+    older_content: Callable[[Mapping[str, str]], str] | None = None
+    """The content's hash as jaxpar 0.1 defined it, for its receipts; see Corpus."""
 
 
 def learned(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:
     """The tokenizer learned from the training part; it is kept in the cache."""
     name = cache.key(
         config=[type(config).__name__, dataclasses.asdict(config)],
-        content=corpus.fingerprint(),
+        content=corpus.versioned_fingerprint(),
         versions=cache.versions("tokenizers"),
     )
 
     def build(directory: pathlib.Path) -> None:
-        texts = (document.text for document in corpus.by_part["train"])
+        documents = corpus.by_part["train"]
+        numbers = range(len(documents))
+        texts = (own_source.text_of(corpus, "train", documents, i) for i in numbers)
         config.build(texts).save(directory)
 
     return tokenizer.load(cache.build_once(cache.root() / "tokenizers" / name, build))
@@ -132,7 +138,9 @@ def need_parts(corpus: Corpus) -> None:
 
 def _need_records(corpus: Corpus, n_records: Callable[[str], int]) -> None:
     for part in corpus.parts:
-        if not n_records(part):
+        with own_source.named(corpus, f"the part {part!r}"):
+            n = n_records(part)
+        if not n:
             raise UserError(
                 f"{corpus.source} leaves nothing {PURPOSE[part]}: its documents are "
                 "too few or too short; give more text (several lines or files)."
@@ -153,9 +161,14 @@ def _write_documents(
 ) -> pathlib.Path:
     def read(part: str) -> Sequence[Example]:
         documents: Sequence[Document] = corpus.by_part[part]
-        return Lazy(range(len(documents)), lambda i: Example(documents[i].text))
+        numbers = range(len(documents))
+        return Lazy(
+            numbers, lambda i: Example(own_source.text_of(corpus, part, documents, i))
+        )
 
-    content = cache.key(content=corpus.fingerprint(), parts=[*corpus.parts])
+    with own_source.named(corpus, "its fingerprint"):
+        fingerprint = corpus.versioned_fingerprint()
+    content = cache.key(content=fingerprint, parts=[*corpus.parts])
     return token_files.write_token_files(
         corpus.parts, read, tokens, content=content, progress=progress
     )
@@ -165,7 +178,9 @@ def _write_examples(
     corpus: Corpus, tokens: Tokenizer, *, progress: bool
 ) -> pathlib.Path:
     content = cache.key(
-        content=corpus.fingerprint(), parts=[*corpus.parts], pairs=EXAMPLES_FORMAT
+        content=corpus.versioned_fingerprint(),
+        parts=[*corpus.parts],
+        pairs=EXAMPLES_FORMAT,
     )
     return token_files.write_token_files(
         corpus.parts, corpus.examples, tokens, content=content, progress=progress
@@ -183,13 +198,15 @@ def _prepared(
     description = {
         "source": corpus.source,
         "content": corpus.fingerprint(),
+        "content_definition": CONTENT_DEFINITION,
         "tokenizer": tokens.fingerprint,
         **corpus.facts,
     }
     for name, part in (("train", train), ("heldout", heldout)):
         sizes = {"windows": len(part), "scored": part.n_tokens, "bytes": part.n_bytes}
         description[name] = {**sizes, **counts[name]}
-    return Prepared(tokens, train, heldout, fingerprint, description)
+    older = corpus.versioned_fingerprint
+    return Prepared(tokens, train, heldout, fingerprint, description, older)
 
 
 def _file_counts(file: TokenFile) -> dict[str, int]:

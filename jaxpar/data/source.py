@@ -5,7 +5,7 @@ import dataclasses
 from typing import Literal
 
 from jaxpar.config import added
-from jaxpar.data import prepare
+from jaxpar.data import own_source, prepare
 from jaxpar.data.prepare import Prepared
 from jaxpar.data.tokenizer import Bytes, Tokenizer, TokenizerConfig
 from jaxpar.data.windows import Windows
@@ -62,7 +62,8 @@ class DocumentSource(Source):
         Raises:
           UserError: the source is absent, empty, damaged, not UTF-8, or too small.
         """
-        corpus = self.corpus()
+        with own_source.named(self):
+            corpus = self.corpus()
         prepare.need_documents(corpus)
         return prepare.text(
             corpus,

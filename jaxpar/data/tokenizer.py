@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxpar.config import require_positive
 from jaxpar.errors import UserError
 
 if TYPE_CHECKING:  # The library is optional: Bytes and `--help` do without it.
@@ -150,6 +151,7 @@ class BPE(TokenizerConfig):
     """Bytes of text to learn from; the first documents are taken."""
 
     def __post_init__(self):
+        require_positive(self, "train_bytes")
         least = 256 + len(SPECIAL)
         if self.vocab_size < least:
             raise UserError(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxpar.checkpoint.verified import Check
 from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.errors import UserError
 from jaxpar.generate.logits import TokenRows, logits_of
@@ -27,6 +28,7 @@ def main(
     layout: Layout | str | None = None,
     devices: int | None = None,
     classes: tuple[type, ...] = (),
+    check: Check | None = None,
     stream: bool = False,
 ) -> dict[str, Any]:
     """Continues prompts, or one prompt of token ids, with a run's model.
@@ -36,7 +38,9 @@ def main(
     is generated. The other arguments are those of `open_run`.
     """
     how = how or Sampling()
-    opened = open_run(run, step=step, layout=layout, devices=devices, classes=classes)
+    opened = open_run(
+        run, step=step, layout=layout, devices=devices, classes=classes, check=check
+    )
     if token_ids is not None:
         answers = generator(opened, how)([list(token_ids)])
         text = _decoded(opened, answers)
@@ -97,11 +101,18 @@ def logits(
     opening: further arguments of `open_run`.
 
     Raises:
-      UserError: the tokens are no such rows, or too long for the model.
+      UserError: the tokens are no such rows, too long for the model, or not in its
+        vocabulary.
     """
     opened = open_run(run, layout=layout, **opening)
-    shape = np.asarray(tokens).shape
     limit = opened.recipe.model.max_positions
+    try:
+        shape = np.asarray(tokens).shape
+    except ValueError as error:
+        raise UserError(
+            f"Token ids of rows of different lengths; they must be equally long, and "
+            f"at most {limit} tokens."
+        ) from error
     if len(shape) != 2 or shape[1] > limit:
         raise UserError(
             f"Token ids of shape {shape}; they must be rows of at most {limit} tokens."

@@ -10,12 +10,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxpar.errors import UserError
-from jaxpar.generate.logits import TokenRows
+from jaxpar.generate.logits import TokenRows, require_in_vocabulary
 from jaxpar.models.base import Model
 from jaxpar.nn.places import NO_DOCUMENT, Places
 from jaxpar.partition.layout import Placed
 from jaxpar.partition.sharding import use_layout
 from jaxpar.train.state import Recipe
+
+COLDEST, HOTTEST = 1e-30, 1e30
+"""Temperatures beyond these overflow in float32, they or their inverse; a lower one is
+0 in effect, a higher one makes all tokens equally likely."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,24 +56,36 @@ def choose(
 
     top_p is nucleus sampling (Holtzman et al., 2020).
     """
-    if how.temperature == 0:
+    if how.temperature < COLDEST:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits / how.temperature
+    logits = logits / min(how.temperature, HOTTEST)
     if how.top_k:
         k = min(how.top_k, logits.shape[-1])
-        least = jax.lax.top_k(logits, k)[0][:, -1:]
-        logits = jnp.where(logits < least, -jnp.inf, logits)
+        descending = jax.lax.top_k(logits, k)[0]
+        logits = _only_likeliest(logits, descending)
     if how.top_p < 1:
         descending = jnp.sort(logits, axis=-1, descending=True)
         probability = jax.nn.softmax(descending, axis=-1)
         mass_before = jnp.cumsum(probability, axis=-1) - probability
-        least = jnp.min(
-            jnp.where(mass_before < how.top_p, descending, jnp.inf),
-            axis=-1,
-            keepdims=True,
-        )
-        logits = jnp.where(logits < least, -jnp.inf, logits)
+        # The likeliest is always kept: a tiny top_p is 0 in float32.
+        is_first = (jnp.arange(logits.shape[-1]) == 0)[None]
+        is_kept = (mass_before < how.top_p) | is_first
+        logits = _only_likeliest(logits, jnp.where(is_kept, descending, jnp.inf))
     return jax.vmap(jax.random.categorical)(key, logits).astype(jnp.int32)
+
+
+def _only_likeliest(
+    logits: Float[Array, "B V"], kept: Float[Array, "B K"]
+) -> Float[Array, "B V"]:
+    """The logits, but -inf where they are not among the likeliest, which `kept` holds.
+
+    kept: their logits; inf stands for none. Of equal logits, the first ones count.
+    """
+    least = jnp.min(kept, axis=-1, keepdims=True)
+    n_equal = jnp.sum(kept == least, axis=-1, keepdims=True)
+    is_equal = logits == least
+    is_early = jnp.cumsum(is_equal, axis=-1) <= n_equal
+    return jnp.where((logits > least) | (is_equal & is_early), logits, -jnp.inf)
 
 
 class Generator:
@@ -85,6 +101,7 @@ class Generator:
         placed = placed.for_generation()
         self.placed, self.params, self.how = placed, params, how
         self.limit = recipe.model.max_positions
+        self.vocab_size = recipe.model.vocab_size
         anatomy = recipe.anatomy
 
         def with_model(f: Callable) -> Callable:
@@ -134,7 +151,8 @@ class Generator:
         divide it. on_tokens: called with the ids [number of prompts] of each step.
 
         Raises:
-          UserError: a prompt is empty, or too long for the model's positions.
+          UserError: a prompt is empty, too long for the model's positions, or has an
+            id that is not in its vocabulary.
         """
         n_prompts = len(prompts)
         rows = self._padded(prompts)
@@ -157,6 +175,7 @@ class Generator:
 
     def _padded(self, prompts: TokenRows) -> list[list[int]]:
         """The prompts, checked, with copies of the last one up to a legal batch."""
+        require_in_vocabulary(prompts, self.vocab_size)
         rows = [list(map(int, prompt)) for prompt in prompts]
         if not rows or not all(rows):
             raise UserError("Every prompt needs at least one token.")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxpar.config import require_positive
 from jaxpar.errors import UserError
 from jaxpar.models.base import Aux, ModelConfig
 from jaxpar.nn.attention import Attention, AttentionConfig, CacheIndex, LayerCache
@@ -56,7 +57,19 @@ class DecoderConfig(ModelConfig):
     """The embedding tables are padded to a multiple of this number of ids."""
 
     def __post_init__(self):
+        require_positive(
+            self, "vocab_size", "n_layers", "d_embed", "max_positions", "vocab_multiple"
+        )
         policy(self.remat)
+        if not 0 <= self.dropout < 1:
+            raise UserError(
+                f"dropout={self.dropout} is a probability, at least 0 and below 1."
+            )
+        if not self.windows or min(self.windows) < 0:
+            raise UserError(
+                f"windows={self.windows} must hold at least one number of tokens, each "
+                "0 or more; 0 is the whole document."
+            )
         if self.n_layers % len(self.windows):
             raise UserError(
                 f"n_layers={self.n_layers} is not a multiple of the pattern of "

@@ -19,7 +19,7 @@ def gpt(
         attention=AttentionConfig(
             n_heads=n_heads,
             n_kv_heads=n_heads,
-            head_dim=d_embed // n_heads,
+            head_dim=_head_dim(d_embed, n_heads),
             bias=True,
             rope_theta=0.0,
         ),
@@ -53,7 +53,7 @@ def llama(
         attention=AttentionConfig(
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
-            head_dim=d_embed // n_heads,
+            head_dim=_head_dim(d_embed, n_heads),
             qk_norm=qk_norm,
         ),
         mlp=MLPConfig(d_mlp=d_mlp),
@@ -63,6 +63,11 @@ def llama(
         dropout=dropout,
         remat=remat,
     )
+
+
+def _head_dim(d_embed: int, n_heads: int) -> int:
+    """Width of a head; the configuration refuses sizes below 1, with their names."""
+    return d_embed // n_heads if n_heads > 0 else 1
 
 
 # Radford et al., 2019 (the smallest model).

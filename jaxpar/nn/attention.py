@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxpar.config import require_positive
 from jaxpar.errors import UserError
 from jaxpar.nn.context_parallel import over_seq
 from jaxpar.nn.flash_attention import FlashAttention
@@ -39,6 +40,11 @@ class AttentionConfig:
     """Tokens that a query sees, itself included; 0 is the whole document."""
 
     def __post_init__(self):
+        require_positive(self, "n_heads", "n_kv_heads", "head_dim")
+        if self.window < 0:
+            raise UserError(
+                f"window={self.window} must be 0 or more; 0 is the whole document."
+            )
         if self.n_heads % self.n_kv_heads:
             raise UserError(
                 f"n_heads={self.n_heads} is not a multiple of n_kv_heads="

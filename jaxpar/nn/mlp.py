@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxpar.config import require_positive
 from jaxpar.errors import UserError
 from jaxpar.nn.linear import add_bias, dense, dense_each
 from jaxpar.nn.param import constant, fan_in, param
@@ -34,6 +35,7 @@ class MLPConfig:
     """Whether the projections up and down have a bias; a gate has none."""
 
     def __post_init__(self):
+        require_positive(self, "d_mlp")
         if self.activation not in ACTIVATIONS:
             raise UserError(
                 f"activation={self.activation!r}; there are {', '.join(ACTIVATIONS)}."

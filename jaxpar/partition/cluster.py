@@ -20,6 +20,7 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from jaxpar.errors import OtherProcessFailed, UserError, exit_status, one_line
+from jaxpar.partition import launchers
 
 HEARTBEAT_SECONDS = 100
 """A process counts as dead once it has sent no heartbeat for this long."""
@@ -27,7 +28,6 @@ LEAVE_SECONDS = 30
 """How long a process that ends, successfully or not, waits for the others to end."""
 # Preparing a corpus may take a day; the death of a process ends every wait sooner.
 WAIT_MS = 48 * 3600 * 1000
-SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
 T = TypeVar("T")
 _rounds = itertools.count()
 
@@ -64,9 +64,9 @@ def start(
     """
     if distributed.global_state.client is not None:
         return
-    flags = _flags(coordinator, num_processes, process_id)
+    flags = launchers.flag_values(coordinator, num_processes, process_id)
     missing = [flag for flag, value in flags.items() if value is None]
-    launcher = _launcher()
+    launcher = launchers.detected()
     if len(missing) == len(flags) and not launcher:
         _initialize_on_tpu_pod()
         return
@@ -76,7 +76,7 @@ def start(
             f"missing: {', '.join(missing)}, and no launcher's environment sets it."
         )
     address, n, i = flags.values()
-    _check(address, n, i)
+    launchers.check(address, n, i)
     if n == 1:
         return
     try:
@@ -99,7 +99,7 @@ def require_single_process(what: str, instead: str) -> None:
 
     instead: what the message recommends for several processes.
     """
-    if launcher := _launcher() or (count() > 1 and "JAX"):
+    if launcher := launchers.detected() or (count() > 1 and "JAX"):
         raise UserError(
             f"{what} runs in one process, and {launcher} says that this is one of "
             f"several; start it once, without the launcher ({instead})."
@@ -136,6 +136,29 @@ def broadcast(value: T) -> T:
     if is_first():
         client.key_value_set(key, json.dumps(value))
     return json.loads(client.blocking_key_value_get(key, WAIT_MS))
+
+
+def gather(value: Any) -> list[Any]:
+    """What every process has, in their order, in every process; sent as JSON.
+
+    Process 0 reads each value once and the others its list, so that a thousand
+    processes send thousands of messages, not a million. What was sent is deleted, so
+    that it may be called at every save.
+    """
+    if count() == 1:
+        return [value]
+    client, key = _client(), f"jaxpar/{next(_rounds)}"
+    client.key_value_set(f"{key}/{index()}", json.dumps(value))
+    if is_first():
+        texts = [
+            client.blocking_key_value_get(f"{key}/{i}", WAIT_MS) for i in range(count())
+        ]
+        client.key_value_set(f"{key}/all", f"[{','.join(texts)}]")
+    everything = client.blocking_key_value_get(f"{key}/all", WAIT_MS)
+    client.wait_at_barrier(f"{key}/read", WAIT_MS)
+    if is_first():
+        client.key_value_delete(f"{key}/")
+    return json.loads(everything)
 
 
 @contextlib.contextmanager
@@ -216,56 +239,6 @@ def stop_requested(step: int) -> bool:
     signal, when the processes agree on the step after the latest that any has reached.
     """
     return multihost_utils.reached_preemption_sync_point(step)
-
-
-def _flags(
-    coordinator: str | None, num_processes: int | None, process_id: int | None
-) -> dict[str, Any]:
-    """Flag to value: the argument, or else JAX's environment variable for it."""
-    return {
-        "--coordinator": coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"),
-        "--num-processes": _whole_number(num_processes, "JAX_NUM_PROCESSES"),
-        "--process-id": _whole_number(process_id, "JAX_PROCESS_ID"),
-    }
-
-
-def _whole_number(value: int | None, variable: str) -> int | None:
-    """The value, or else that of an environment variable."""
-    text = os.environ.get(variable)
-    if value is not None or text is None:
-        return value
-    if not text.isdigit():
-        raise UserError(f"{variable}={text} is not a whole number.")
-    return int(text)
-
-
-def _check(address: str | None, n: int | None, i: int | None) -> None:
-    """Refuses an impossible address, number of processes or process number."""
-    if address is not None:
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
-            raise UserError(f"--coordinator {address}: it must be HOST:PORT.")
-    if n is not None and n < 1:
-        raise UserError(f"--num-processes {n} must be 1 or more.")
-    if i is not None and (i < 0 or (n is not None and i >= n)):
-        top = "" if n is None else f" to {n - 1}, since --num-processes is {n}"
-        raise UserError(f"--process-id {i} is out of range; it runs from 0{top}.")
-
-
-def _launcher() -> str:
-    """What has started several processes in a way that JAX recognises, or ""."""
-    env = os.environ
-    if all(name in env for name in SLURM):
-        return "Slurm" if env.get("SLURM_NTASKS", "1") != "1" else ""
-    if "OMPI_MCA_orte_hnp_uri" in env:
-        return "Open MPI" if env.get("OMPI_COMM_WORLD_SIZE", "1") != "1" else ""
-    hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES", "")
-    if "," in hosts:
-        return "The TPU pod"
-    # Only the pods of an indexed job are numbered.
-    if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
-        return "Kubernetes"
-    return ""
 
 
 def _initialize_on_tpu_pod() -> None:

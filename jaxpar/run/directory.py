@@ -4,16 +4,21 @@ import contextlib
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from jaxpar.checkpoint import step_directories, verified
 from jaxpar.checkpoint.manager import Checkpoints
+from jaxpar.checkpoint.verified import Check
 from jaxpar.config import differences, fingerprint, from_json, to_json
-from jaxpar.errors import UserError
+from jaxpar.errors import NoUsableCheckpoint, UserError
 from jaxpar.experiment import CLASSES, Experiment
 from jaxpar.run import formats
 from jaxpar.run.formats import E
+from jaxpar.run.paths import run_path
 from jaxpar.run.receipt import Receipt, write_json
+from jaxpar.run.saved_steps import SavedSteps
 from jaxpar.train.converge import Never, StopRule
 
 Step = int | str | None
@@ -24,7 +29,12 @@ class RunDir:
     """A handle on the directory of one run."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        """path: its directory.
+
+        Raises:
+          UserError: no run can be kept or read at this path; see run_path.
+        """
+        self.path = run_path(path)
 
     @property
     def config_path(self) -> Path:
@@ -35,6 +45,16 @@ class RunDir:
     def receipt(self) -> Receipt:
         """What each session was made with."""
         return Receipt(self.path / "receipt.json")
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """A directory for each step that is kept."""
+        return self.path / "checkpoints"
+
+    @property
+    def saved_steps(self) -> SavedSteps:
+        """The record of what was saved."""
+        return SavedSteps(self.path / "saved.json")
 
     @property
     def metrics_path(self) -> Path:
@@ -55,9 +75,49 @@ class RunDir:
         """Whether a run has been started here."""
         return self.config_path.is_file()
 
-    def checkpoints(self, *, keep: int = 2, read_only: bool = True) -> Checkpoints:
+    def checkpoints(
+        self,
+        *,
+        keep: int = 2,
+        read_only: bool = True,
+        bound: Mapping[str, str] | None = None,
+    ) -> Checkpoints:
         """Its checkpoints, opened; to be closed by the caller."""
-        return Checkpoints(self.path / "checkpoints", keep=keep, read_only=read_only)
+        return Checkpoints(
+            self.checkpoints_dir,
+            keep=keep,
+            read_only=read_only,
+            on_commit=self.saved_steps.add,
+            bound=bound,
+        )
+
+    def check(self, check: Check) -> tuple[list[int], dict[int, list[str]]]:
+        """The good steps, and the damaged files of each other; reasons on stderr.
+
+        Raises:
+          UserError: there is no run, or it has no checkpoint yet.
+          NoUsableCheckpoint: it has saved steps, and none is there.
+        """
+        self._require_run()
+        good, bad = verified.check_all(self.checkpoints_dir, check)
+        if not good and not bad:
+            self._refuse_no_step()
+        return good, bad
+
+    def require_nothing_saved(self) -> None:
+        """Refuses a run that has saved steps, for where none of them is there.
+
+        Raises:
+          NoUsableCheckpoint: it has; says by what it is known.
+        """
+        if not (evidence := self.saved_steps.evidence(self.metrics_path)):
+            return
+        aside = step_directories.moved_aside(self.checkpoints_dir)
+        there = f"only {', '.join(aside)}" if aside else "none"
+        raise NoUsableCheckpoint(
+            f"{self.path}: {evidence}, but there is {there} in {self.checkpoints_dir}. "
+            "Restore its checkpoints, or start anew with another --run-dir."
+        )
 
     def open(self, *classes: type) -> Experiment:
         """The experiment that this run is of, as a value.
@@ -74,7 +134,7 @@ class RunDir:
         if not self.exists():
             return experiment
         try:
-            started_in, stored = self._stored(*_classes_of(experiment))
+            started_in, stored = self._stored(*classes_of(experiment))
         except UserError:  # `claim` says what is wrong.
             return experiment
         return formats.keep_reading(experiment, stored, started_in)
@@ -100,6 +160,8 @@ class RunDir:
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if not resumes:
+                self.saved_steps.begin()
             config = {**to_json(experiment), "format": started_in}
             write_json(self.config_path, config)
             if source_file is not None and not resumes:
@@ -111,39 +173,54 @@ class RunDir:
             ) from error
         return resumes
 
-    def choose_step(self, step: Step, *, rule: StopRule | None = None) -> int:
-        """The number of a step that is given by number, as "best" or "newest".
+    def choose_step(
+        self, step: Step, *, rule: StopRule | None = None, check: Check | None = None
+    ) -> int:
+        """The number of a good step that is given by number, as "best" or "newest".
 
-        None means best where a stopping rule ends the run, else newest.
+        None means best where a stopping rule ends the run, else newest. Of steps that
+        are not given by number, a damaged one is passed over for an older one, with a
+        line on stderr. check: how steps are verified; fully where nothing is said.
 
         Raises:
           UserError: there is no such checkpoint.
+          NoUsableCheckpoint: it is damaged, and none may be taken instead.
         """
-        if not self.exists():
-            raise UserError(f"{self.path} is no run: it has no config.json.")
-        if not (self.path / "checkpoints").is_dir():
-            raise UserError(f"{self.path} has no checkpoint yet.")
+        check = check or Check()
+        self._require_run()
+        if not self.checkpoints_dir.is_dir():
+            self._refuse_no_step()
         with contextlib.closing(self.checkpoints()) as checkpoints:
-            steps, best = checkpoints.steps(), checkpoints.best()
+            steps, marked = checkpoints.steps(), checkpoints.marked_best()
         if not steps:
-            raise UserError(f"{self.path} has no checkpoint yet.")
+            self._refuse_no_step()
         if step is None:
             step = "newest" if rule is None or isinstance(rule, Never) else "best"
         if step == "newest":
-            return steps[-1]
+            return verified.newest_good(self.checkpoints_dir, steps, check)
         if step == "best":
-            return steps[-1] if best is None else best
+            marked = verified.best_of(self.checkpoints_dir, steps, marked, check)
+            return verified.newest_good(self.checkpoints_dir, steps, check, best=marked)
         if str(step) not in map(str, steps):
             raise UserError(
                 f'{self.path} has no step {step}; there are {steps}, "best" and '
                 '"newest".'
             )
+        verified.require_good(self.checkpoints_dir, int(step), check)
         return int(step)
+
+    def _require_run(self) -> None:
+        if not self.exists():
+            raise UserError(f"{self.path} is no run: it has no config.json.")
+
+    def _refuse_no_step(self) -> NoReturn:
+        """Says that no step was saved yet, or that those which were are gone."""
+        self.require_nothing_saved()
+        raise UserError(f"{self.path} has no checkpoint yet.")
 
     def _stored(self, *classes: type) -> tuple[int, Experiment]:
         """The format in which the run was started, and its experiment."""
-        if not self.exists():
-            raise UserError(f"{self.path} is no run: it has no config.json.")
+        self._require_run()
         try:
             stored = json.loads(self.config_path.read_text())
         except ValueError as error:
@@ -170,7 +247,7 @@ class RunDir:
     def _refuse_another(self, experiment: Experiment) -> int:
         """The format in which this run was started, if it is of this experiment."""
         try:
-            started_in, theirs = self._stored(*_classes_of(experiment))
+            started_in, theirs = self._stored(*classes_of(experiment))
         except UserError as error:
             raise UserError(
                 f"{self.path} is the run of another experiment, or of another version "
@@ -193,9 +270,9 @@ def default_dir(stem: str, experiment: Experiment, **replaced: Any) -> Path:
     return Path("runs") / f"{stem}-{fingerprint(experiment, **replaced)}"
 
 
-def _classes_of(value: Any) -> tuple[type, ...]:
+def classes_of(value: Any) -> tuple[type, ...]:
     """The classes that a configuration is made of, a user's own among them."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return ()
     inner = (getattr(value, f.name) for f in dataclasses.fields(value))
-    return (type(value), *(c for item in inner for c in _classes_of(item)))
+    return (type(value), *(c for item in inner for c in classes_of(item)))

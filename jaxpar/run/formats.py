@@ -57,5 +57,13 @@ def _files_as_plain_text(config: Config) -> Config:
     return {**config, "data": {**data, "text_field": AS_PLAIN_TEXT}}
 
 
-UPGRADES: dict[int, Callable[[Config], Config]] = {1: _files_as_plain_text}
+def _from_1(config: Config) -> Config:
+    config = _files_as_plain_text(config)
+    if isinstance(keep := config.get("keep"), int):
+        # It was taken for 1 where it was less.
+        config = {**config, "keep": max(keep, 1)}
+    return config
+
+
+UPGRADES: dict[int, Callable[[Config], Config]] = {1: _from_1}
 """From each older format to the next one."""

@@ -1,6 +1,7 @@
-"""Reading the metrics.jsonl of a run."""
+"""The metrics.jsonl of a run: reading it, and removing steps that were not saved."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """
     kept: dict[tuple, dict[str, Any]] = {}
     for line in Path(path).read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
+        if (row := _row(line)) is None:
             continue
         key = (row.get("step"), row.get("split"))
         kept.pop(key, None)
@@ -22,9 +21,47 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return sorted(kept.values(), key=lambda row: row.get("step", 0))
 
 
-def last_evaluation(path: str | Path) -> dict[str, Any] | None:
-    """The newest evaluation that the file holds."""
+def last_evaluation(path: str | Path, *, up_to: int) -> dict[str, Any] | None:
+    """The newest evaluation that the file holds of a step up to `up_to`."""
     if not Path(path).is_file():
         return None
-    scores = [row for row in read_metrics(path) if "split" in row]
+    scores = [
+        row for row in read_metrics(path) if "split" in row and row["step"] <= up_to
+    ]
     return scores[-1] if scores else None
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Removes the rows of all later steps; the file is replaced whole or not at all.
+
+    They are of a session that was killed before it saved them. A line that is no row
+    is kept; where there is nothing to remove, the file is not touched.
+    """
+    if not path.is_file():
+        return
+    # A link stays one, and its file is replaced.
+    path = path.resolve()
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if not _is_after(line, step)]
+    if len(kept) == len(lines):
+        return
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(aside, "wb") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def _is_after(line: bytes, step: int) -> bool:
+    number = (_row(line) or {}).get("step")
+    return isinstance(number, int) and number > step
+
+
+def _row(line: str | bytes) -> dict[str, Any] | None:
+    """The JSON object of a line; None where it is none."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None

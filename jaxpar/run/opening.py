@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from jaxpar.checkpoint.verified import Check
 from jaxpar.data import tokenizer
 from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.errors import UserError
@@ -29,13 +31,34 @@ class OpenRun:
     placed: Placed
     params: Any
     step: int
+    bound: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """The hashes that the step was saved with."""
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The run's tokenizer."""
+        """The run's tokenizer; UserError where the step was trained with another."""
         if not self.run_dir.tokenizer_dir.is_dir():
             raise UserError(f"{self.run_dir.path} has no tokenizer; give token ids.")
-        return tokenizer.load(self.run_dir.tokenizer_dir)
+        return tokenizer_of(self.run_dir, self.step, self.bound)
+
+
+def tokenizer_of(run_dir: RunDir, step: int, bound: Mapping[str, str]) -> Tokenizer:
+    """A run's tokenizer, if it is the one that a step was trained with.
+
+    bound: the hashes that the step was saved with.
+
+    Raises:
+      UserError: it is another, or cannot be loaded.
+    """
+    found = tokenizer.load(run_dir.tokenizer_dir)
+    expected = bound.get("tokenizer", found.fingerprint)
+    if found.fingerprint != expected:
+        raise UserError(
+            f"{run_dir.tokenizer_dir} is not the tokenizer that step {step} was "
+            f"trained with (hash {found.fingerprint[:16]}, not {expected[:16]}); copy "
+            "it again from its source."
+        )
+    return found
 
 
 def open_run(
@@ -45,13 +68,14 @@ def open_run(
     layout: Layout | str | None = None,
     devices: int | None = None,
     classes: tuple[type, ...] = (),
+    check: Check | None = None,
 ) -> OpenRun:
     """Opens a run, read-only, at a step: by number, "best" or "newest".
 
     None means best where the run has a stopping rule, else newest. layout: the run's
     own where exactly so many devices are visible, else one device. devices: how many
     to simulate on a CPU. classes: those that config.json names and jaxpar does not
-    ship.
+    ship. check: how the step is verified; fully where nothing is said.
 
     Raises:
       UserError: there is no such run, step or layout.
@@ -61,12 +85,15 @@ def open_run(
     experiment = run_dir.open(*classes)
     # Orbax starts the backend, after which no devices can be simulated.
     placed = place_for_reading(experiment.layout, layout, devices)
-    step = cluster.broadcast(run_dir.choose_step(step, rule=experiment.stop))
+    step = cluster.broadcast(
+        run_dir.choose_step(step, rule=experiment.stop, check=check)
+    )
     recipe = experiment.recipe()
     recipe.abstract(placed.layout)
     with contextlib.closing(run_dir.checkpoints()) as checkpoints:
         params = checkpoints.restore_params(step, recipe.target(placed).params)
-    return OpenRun(run_dir, experiment, recipe, placed, params, step)
+        bound = checkpoints.bound(step)
+    return OpenRun(run_dir, experiment, recipe, placed, params, step, bound)
 
 
 def place_for_reading(

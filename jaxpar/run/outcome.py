@@ -42,8 +42,9 @@ class Outcome:
             beside = "" if self.xz is None else f"; xz -9 reaches {self.xz:.4f} on the "
             beside = beside and f"{beside}same bytes"
             lines.append(
-                f"Held out at step {score['step']}: {score['nats_per_byte']:.4f} "
-                f"nats/byte{beside}; {score['nats_per_token']:.4f} nats/token."
+                f"Held out at step {score['step']}: "
+                f"{_decimals(score['nats_per_byte'])} nats/byte{beside}; "
+                f"{_decimals(score['nats_per_token'])} nats/token."
             )
         if best := self.best:
             lines.append(
@@ -51,6 +52,11 @@ class Outcome:
                 "checkpoint is kept, and is the one that evaluate and generate take."
             )
         return lines
+
+
+def _decimals(value: float | None) -> str:
+    """A score; metrics.jsonl has null for one that is not finite."""
+    return "not a finite number of" if value is None else f"{value:.4f}"
 
 
 def why_finished(experiment: Experiment, step: int, memory: dict[str, Any]) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 
 from jaxpar.data.prepare import Prepared
-from jaxpar.errors import UserError
+from jaxpar.errors import UserError, one_line
+from jaxpar.run.same_data import require_same_data
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -24,11 +25,24 @@ class Receipt:
         self.path = path
 
     def sessions(self) -> list[dict[str, Any]]:
-        """What earlier sessions wrote; none where the file is missing or damaged."""
+        """What earlier sessions wrote; none where there is no receipt.
+
+        Raises:
+          UserError: the receipt is damaged, so what it says cannot be compared.
+        """
         try:
-            return list(json.loads(self.path.read_text())["sessions"])
-        except (OSError, ValueError, KeyError, TypeError):
+            sessions = list(json.loads(self.path.read_text())["sessions"])
+            if not all(isinstance(session, dict) for session in sessions):
+                raise TypeError("a session is no JSON object")
+        except FileNotFoundError:
             return []
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.path} is damaged ({one_line(error)}); it says on which data "
+                "the run was trained. Restore it, or start a new run with another "
+                "--run-dir."
+            ) from error
+        return sessions
 
     def add(self, **facts: Any) -> None:
         """Adds a session: code, versions, devices, and the given facts."""
@@ -64,14 +78,8 @@ class Receipt:
                 f"--start-from is now {start_from}; restore it, or start a new run "
                 "with another --run-dir."
             )
-        for name in ("content", "tokenizer"):
-            was, now = last["data"].get(name), prepared.description.get(name)
-            if was != now:
-                raise UserError(
-                    f"{run}: the {name} of the data has changed since the last session "
-                    f"(fingerprint {was}, now {now}); restore it, or start a new run "
-                    "with another --run-dir."
-                )
+        remedy = "restore it, or start a new run with another --run-dir."
+        require_same_data(run, last, prepared, remedy=remedy)
 
 
 def write_json(path: Path, value: Any) -> None:

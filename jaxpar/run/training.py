@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxpar.checkpoint import verified
 from jaxpar.checkpoint.manager import Checkpoints
+from jaxpar.checkpoint.verified import Check
 from jaxpar.config import to_json
 from jaxpar.data.loader import batches, eval_batches
 from jaxpar.data.prepare import Prepared
@@ -21,9 +23,12 @@ from jaxpar.metrics.meter import meter_on
 from jaxpar.partition import cluster
 from jaxpar.partition.layout import Placed
 from jaxpar.run.directory import RunDir
+from jaxpar.run.divergence import nonfinite_steps
 from jaxpar.run.formats import E
 from jaxpar.run.lock import RunLock
-from jaxpar.run.metrics_file import last_evaluation
+from jaxpar.run.metrics_file import drop_rows_after, last_evaluation
+from jaxpar.run.opening import tokenizer_of
+from jaxpar.run.origin import Origin
 from jaxpar.run.outcome import Outcome, why_ended, why_finished
 from jaxpar.run.saving import Save
 from jaxpar.train.events import Decide, Evaluate, Log
@@ -40,6 +45,7 @@ class Session:
     run_dir: RunDir
     placed: Placed
     prepared: Prepared
+    check: Check = Check()
 
 
 def train_run(
@@ -50,15 +56,18 @@ def train_run(
     placed: Placed,
     source_file: Path | None = None,
     tokenizer: Tokenizer | None = None,
-    start_from: str | None = None,
+    start_from: Origin | None = None,
+    check: Check | None = None,
 ) -> Outcome:
     """Trains to the end in a run directory, from its newest checkpoint or `begin()`.
 
     source_file: the experiment's file, kept as a receipt. tokenizer: the source run's,
-    of a fine-tune; start_from: that run's fingerprint and step.
+    of a fine-tune; start_from: which run that is, and its step. check: how a
+    checkpoint is verified before it is read.
 
     Raises:
       UserError: whatever can be refused, before data is read where that is possible.
+      NoUsableCheckpoint: it has trained before, and no checkpoint of it can be read.
     """
     asked, experiment = experiment, run_dir.resumed(experiment)
     if experiment != asked:
@@ -70,7 +79,7 @@ def train_run(
     experiment.recipe().abstract(placed.layout)
     prepared = cluster.first_then_others(lambda: experiment.data.prepare(tokenizer))
     refuse_misfits(experiment, prepared)
-    session = Session(experiment, run_dir, placed, prepared)
+    session = Session(experiment, run_dir, placed, prepared, check or Check())
     with claimed(session, source_file=source_file, start_from=start_from):
         return _train(session, lambda: begin(experiment))
 
@@ -103,21 +112,23 @@ def require_agreement(experiment: Experiment, run_dir: RunDir) -> None:
 
 @contextlib.contextmanager
 def claimed(
-    session: Session, *, source_file: Path | None, start_from: str | None
+    session: Session, *, source_file: Path | None, start_from: Origin | None
 ) -> Iterator[None]:
     """The run's directory, locked for one writer, with its receipt written.
 
     Process 0 does it for all, and the others check that they see it.
     """
     run_dir, data = session.run_dir, session.prepared.description
-    facts = {} if start_from is None else {"start_from": start_from}
+    facts = {} if start_from is None else start_from.facts
     cluster.require_same(data=data["content"], tokenizer=data["tokenizer"])
     with contextlib.ExitStack() as stack:
         with cluster.synchronized():
             if cluster.is_first():
                 stack.enter_context(RunLock(run_dir.path))
                 if run_dir.claim(session.experiment, source_file=source_file):
-                    run_dir.receipt.require_same(session.prepared, start_from)
+                    run_dir.receipt.require_same(
+                        session.prepared, facts.get("start_from")
+                    )
                 session.prepared.tokenizer.save(run_dir.tokenizer_dir)
                 layout = session.placed.layout.spelling
                 run_dir.receipt.add(layout=layout, data=data, **facts)
@@ -134,16 +145,21 @@ def _train(session: Session, begin: Callable[[], TrainState]) -> Outcome:
     """Trains a claimed run."""
     experiment, run_dir = session.experiment, session.run_dir
     xz = session.prepared.heldout.xz_nats_per_byte
+    newest = verified.resumable(run_dir.checkpoints_dir, session.check)
+    if newest is None:
+        run_dir.require_nothing_saved()
+    data = session.prepared.description
+    bound = {"tokenizer": data["tokenizer"], "data": data["content"]}
     with contextlib.closing(
-        run_dir.checkpoints(keep=experiment.keep, read_only=False)
+        run_dir.checkpoints(keep=experiment.keep, read_only=False, bound=bound)
     ) as checkpoints:
-        newest = cluster.broadcast(checkpoints.newest())
         if newest is None:
             return _fit(session, checkpoints, begin(), None)
+        tokenizer_of(run_dir, newest, checkpoints.bound(newest))
         memory = checkpoints.memory(newest)
         if why := why_finished(experiment, newest, memory):
             why = f"nothing left to do: {why}"
-            heldout = last_evaluation(run_dir.metrics_path)
+            heldout = last_evaluation(run_dir.metrics_path, up_to=newest)
             return Outcome(newest, why, heldout, _best(memory), False, xz)
         cluster.print_once(f"Resuming {run_dir.path} at step {newest}.")
         target = experiment.recipe().target(session.placed)
@@ -184,6 +200,9 @@ def _fit(
             every=experiment.log_every,
             with_rates=meter_on(placed.mesh.devices.flat, forward_flops=forward),
             flush_before=(evaluate, save),
+            judge=nonfinite_steps(
+                experiment, checkpoints, n_windows=len(session.prepared.train)
+            ).judge,
         )
         state, history = fit(
             state,
@@ -201,7 +220,11 @@ def _batches(session: Session, start: int):
     """The batches to train on, from a step on, and those that are held out."""
     experiment, prepared = session.experiment, session.prepared
     row = experiment.objective.row
-    sizes = {"batch_size": experiment.data.batch_size, "placed": session.placed}
+    sizes = {
+        "batch_size": experiment.data.batch_size,
+        "placed": session.placed,
+        "vocab_size": experiment.model.vocab_size,
+    }
     feed = batches(prepared.train, row, seed=experiment.seed, start=start, **sizes)
     return feed, eval_batches(prepared.heldout, row, **sizes)
 
@@ -219,7 +242,7 @@ def _outcome(session: Session, step: int, history: History, decide: Decide) -> O
     return Outcome(
         step,
         why_ended(session.experiment, step, history),
-        last_evaluation(session.run_dir.metrics_path),
+        last_evaluation(session.run_dir.metrics_path, up_to=step),
         _best(decide.memory),
         history.interrupted,
         session.prepared.heldout.xz_nats_per_byte,
@@ -231,11 +254,13 @@ def _writers(
 ) -> Callable[[dict[str, Any]], None]:
     """One function that hands a row to every sink; the stack closes them.
 
-    Only process 0 writes.
+    Only process 0 writes. Rows of steps after `start`, which a killed session did and
+    did not save, are removed.
     """
     if not cluster.is_first():
         return lambda row: None
     experiment, run_dir = session.experiment, session.run_dir
+    drop_rows_after(run_dir.metrics_path, start)
     to = (
         sinks.JsonlSink(run_dir.metrics_path),
         sinks.TensorBoardSink(run_dir.tensorboard_dir),

@@ -73,7 +73,18 @@ class Corpus(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Hexadecimal digits that change with any document and with the split."""
+        """Hexadecimal digits that change with any document and with the split.
+
+        They say what was trained on: no version of a library is part of them.
+        """
+
+    def versioned_fingerprint(self, versions: Mapping[str, str] | None = None) -> str:
+        """The fingerprint as jaxpar 0.1 defined it, and as it names prepared data.
+
+        versions: of the libraries that read the documents, by their names; of any that
+        is not given, the installed one. Most kinds of source have no versions in it.
+        """
+        return self.fingerprint()
 
     @property
     def has_examples(self) -> bool:

@@ -45,14 +45,20 @@ def choose(wanted: str, names: Sequence[str], where: str, others: Sequence[str])
 def text_of(record: Mapping[str, Any], field: str, where: str, hint: str = "") -> bytes:
     """The text of one record, in UTF-8.
 
-    Half of a surrogate pair, which JSON can spell and UTF-8 cannot, becomes "?".
-
     Raises:
-      UserError: the record has no text in this field; `hint` ends the message.
+      UserError: the record has no text in this field (`hint` ends the message), or one
+        with half of a surrogate pair, which JSON can spell and UTF-8 cannot.
     """
     value = record.get(field)
     if isinstance(value, str):
-        return value.encode("utf-8", "replace")
+        try:
+            return value.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{where} has the character {value[error.start]!a} at place "
+                f"{error.start} of {field!r}: half of a surrogate pair, which UTF-8 "
+                "cannot keep. Write the whole pair, or leave it out."
+            ) from error
     if field not in record:
         reason = f"only {sorted(record)}"
     else:

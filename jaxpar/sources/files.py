@@ -2,11 +2,13 @@
 
 import codecs
 import dataclasses
+import functools
 import glob
 import hashlib
 import mmap
 import os
 import pathlib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from jaxpar.errors import UserError
@@ -48,8 +50,11 @@ class Piece:
 def matching(pattern: str) -> dict[str, pathlib.Path]:
     """The files that a glob finds, by their paths from its first wildcard on.
 
+    A file that links lead to under several names has one: that without a link, else
+    the first in order.
+
     Raises:
-      UserError: there are none, or the pattern is a URL.
+      UserError: there are none, the pattern is a URL, or a path is not UTF-8.
     """
     if "://" in pattern:
         raise UserError(
@@ -64,8 +69,11 @@ def matching(pattern: str) -> dict[str, pathlib.Path]:
             f"files:{pattern} matches no file (from {pathlib.Path.cwd()}); "
             "quote the pattern, and use ** to look into folders."
         )
+    for path in paths:
+        _refuse_odd_name(path)
     top = _before_wildcards(pattern)
-    return {path.relative_to(top).as_posix(): path for path in paths}
+    by_name = {path.relative_to(top).as_posix(): path for path in paths}
+    return _each_once(by_name, os.path.realpath(top))
 
 
 def scan(paths: Mapping[str, pathlib.Path]) -> list[File]:
@@ -144,6 +152,42 @@ def _tail_of_file(path: pathlib.Path) -> tuple[int, int]:
             for block in blocks
         )
     return start, 1 + newlines
+
+
+def _each_once(
+    paths: dict[str, pathlib.Path], real_top: str
+) -> dict[str, pathlib.Path]:
+    """The paths without those that lead to a file that is there already."""
+    names: dict[str, str] = {}
+    for name, path in sorted(paths.items()):
+        real = os.path.realpath(path)
+        if real not in names or os.path.join(real_top, name) == real:
+            names[real] = name
+    if len(names) == len(paths):
+        return paths
+    kept = set(names.values())
+    example = next(path for name, path in paths.items() if name not in kept)
+    _say_once(
+        f"{len(paths) - len(names)} of {len(paths)} paths are links to files that are "
+        f"found under another name, too, such as {example}; each file is read once."
+    )
+    return {name: path for name, path in paths.items() if name in kept}
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _refuse_odd_name(path: pathlib.Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"The file name {os.fsencode(path)!r} is not UTF-8, in which names are "
+            "hashed and shown; rename the file, for example with "
+            "convmv -f LATIN1 -t UTF-8."
+        ) from error
 
 
 def _not_empty(pieces: Iterable[Piece]) -> list[Piece]:

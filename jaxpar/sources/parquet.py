@@ -87,13 +87,22 @@ class ParquetFiles(Corpus):
         return {"train": all_numbers_but(heldout, n), "heldout": heldout}
 
     def fingerprint(self) -> str:
+        return cache.key(**self._identity)
+
+    def versioned_fingerprint(self, versions: Mapping[str, str] | None = None) -> str:
         return cache.key(
-            parquet=FORMAT,
-            field=None if self.has_only_examples else self._field,
-            files=self._digests,
-            versions=cache.versions("pyarrow"),
-            parts=self.parts,
+            **self._identity,
+            versions=cache.versions("pyarrow", known=versions),
         )
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "parquet": FORMAT,
+            "field": None if self.has_only_examples else self._field,
+            "files": self._digests,
+            "parts": self.parts,
+        }
 
     @functools.cached_property
     def _digests(self) -> list[list[str]]:

@@ -10,6 +10,7 @@ from jaxpar.errors import UserError
 from jaxpar.sources import files
 from jaxpar.sources.corpus import WHOLE, Corpus, Document, Lazy
 
+READERS = ("tensorflow-datasets", "array-record")
 STREAMED_BYTES = 1_000_000_000
 """Files of more bytes than this, all together, are not copied to TFDS records."""
 
@@ -24,13 +25,19 @@ class TextFiles(Corpus):
     def documents(self) -> Mapping[str, Sequence[Document]]:
         if sum(file.size for file in self.scanned) > STREAMED_BYTES:
             return {part: _in_place(pieces) for part, pieces in self.pieces.items()}
-        return _through_records(self.fingerprint(), self.pieces)
+        return _through_records(self.versioned_fingerprint(), self.pieces)
 
     def fingerprint(self) -> str:
         return cache.key(**self.identity())
 
+    def versioned_fingerprint(self, versions: Mapping[str, str] | None = None) -> str:
+        return cache.key(
+            **self.identity(),
+            versions=cache.versions(*READERS, known=versions),
+        )
+
     def identity(self) -> dict[str, Any]:
-        """What the fingerprint is a hash of: files, pieces, versions that read them."""
+        """What the fingerprint is a hash of: files and pieces."""
         pieces = {
             part: [[p.name, p.start, p.stop] for p in pieces]
             for part, pieces in self.pieces.items()
@@ -38,7 +45,6 @@ class TextFiles(Corpus):
         return {
             "files": [[file.name, file.digest] for file in self.scanned],
             "pieces": pieces,
-            "versions": cache.versions("tensorflow-datasets", "array-record"),
         }
 
     @property

@@ -101,7 +101,7 @@ class Converged(StopRule):
     * Falling (a cosine always is): stagnation is ignored, since a flat curve does not
       tell where the decay will end. Over-fitting stops: a lower rate fits the training
       rows more closely, and does not make the held-out loss fall again.
-    * Warming up: both are ignored.
+    * Warming up: both are ignored, and so is a loss that is not finite at any time.
     * At the end of a decay that this rule began, or at zero: stops at that step.
     * At the end of a decay that was planned, and above zero: either finding stops.
 
@@ -140,7 +140,7 @@ class Converged(StopRule):
         if phase == Phase.ZERO or (phase == Phase.FINAL and memory["asked"]):
             stop = Stop("converged: the learning rate has decayed")
             return Verdict(memory, stop, is_best)
-        if phase == Phase.WARMUP:
+        if phase == Phase.WARMUP or not math.isfinite(loss):
             return Verdict(memory, None, is_best)
         memory = self._extend_curve(memory, step, loss)
         reason = self._overfits(memory)

@@ -10,6 +10,7 @@ from jaxpar.optim.schedule import Schedule
 from jaxpar.train.actions import Action, Stop
 from jaxpar.train.converge import Memory, StopRule, phase_of
 from jaxpar.train.loop import Evaluation, Event, History
+from jaxpar.train.nonfinite import stop_at_loss
 from jaxpar.train.scoring import per_token_and_byte, total_loss
 from jaxpar.train.state import TrainState
 
@@ -21,6 +22,7 @@ class Log:
 
     every: steps between two runs. with_rates: adds tokens per second and MFU to a
     row. flush_before: events before which the rows of all earlier steps are written.
+    judge: from a step's row to the row to write, and an error to raise then, or None.
     """
 
     def __init__(
@@ -30,8 +32,9 @@ class Log:
         every: int,
         with_rates: Callable[[Row], Row] = dict,
         flush_before: Sequence[Event] = (),
+        judge: Callable[[Row], tuple[Row, Diverged | None]] = stop_at_loss,
     ):
-        self._write, self._every = write, every
+        self._write, self._every, self._judge = write, every, judge
         self._with_rates, self._flush_before = with_rates, flush_before
 
     def due(self, step: int, history: History) -> bool:
@@ -46,15 +49,13 @@ class Log:
         """Writes one row per step.
 
         Raises:
-          Diverged: a step's loss is not finite; its row has been written.
+          Diverged: a step was not applied; its row has been written.
         """
         for row in history.fetch():
+            row, error = self._judge(row)
             self._write(self._with_rates(row))
-            if not math.isfinite(row["loss"]):
-                raise Diverged(
-                    f"The training loss of step {row['step']} is {row['loss']}; lower "
-                    "optim.peak_lr or clip gradients. The last checkpoint is intact."
-                )
+            if error is not None:
+                raise error
 
 
 class Evaluate:

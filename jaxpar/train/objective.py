@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpar.config import require_positive
 from jaxpar.data import task
 from jaxpar.data.windows import Window
 from jaxpar.models.base import Model
@@ -52,6 +53,9 @@ class CausalLM(Objective):
 
     chunk: int = 256
     """Positions of each row whose logits are in memory at a time."""
+
+    def __post_init__(self):
+        require_positive(self, "chunk")
 
     def row(self, window: Window) -> dict[str, np.ndarray]:
         return task.causal(window)

@@ -24,7 +24,7 @@ def total_loss(
     """
     scores = [jax.device_get(eval_step(params, batch)) for batch in batches]
     totals = {
-        name: math.fsum(float(score[name]) for score in scores)
+        name: _exact_sum([float(score[name]) for score in scores])
         for name in ("loss", "weight")
     }
     return cluster.broadcast(totals)
@@ -42,3 +42,23 @@ def per_token_and_byte(
         "nats_per_token": loss / weight if weight else None,
         "nats_per_byte": loss / n_bytes if n_bytes else None,
     }
+
+
+def perplexity(nats_per_token: float | None) -> float | None:
+    """exp of the loss: infinity where that is beyond float64; None of None.
+
+    >>> perplexity(0.0), perplexity(1e4), perplexity(None)
+    (1.0, inf, None)
+    """
+    if nats_per_token is None:
+        return None
+    try:
+        return math.exp(nats_per_token)
+    except OverflowError:
+        return math.inf
+
+
+def _exact_sum(values: list[float]) -> float:
+    """The sum, rounded once; NaN or infinity where a value is."""
+    # fsum refuses infinities of both signs.
+    return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxpar.partition.layout import Placed
 from jaxpar.partition.sharding import constrain, use_layout
+from jaxpar.train.nonfinite import find_nonfinite, keep_where
 from jaxpar.train.objective import Batch, Sums
 from jaxpar.train.state import Recipe, TrainState
 
@@ -80,8 +81,13 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A jitted function (state, batch) -> (state, metrics); the state is donated.
 
+    A step whose loss, gradients or updates are not finite changes neither parameters
+    nor the optimizer's state; only `step` goes on.
+
     metrics: loss (nats per token), tokens (sum of weights), grad_norm (of the mean
-    loss, before clipping), learning_rate, and the means of the objective's own.
+    loss, before clipping), learning_rate, skipped (1 where the step was not applied,
+    else 0), first_nonfinite (where skipped, the number of a name in
+    jaxpar.train.nonfinite.value_names), and the means of the objective's own.
     """
     anatomy, target = recipe.anatomy, recipe.target(placed)
     optimizer = recipe.optimizer(anatomy)
@@ -97,11 +103,18 @@ def make_train_step(
                 grads, state.opt_state, state.params, rate
             )
             params = optax.apply_updates(state.params, updates)
+            loss, norm = sums.loss * scale, optax.tree.norm(grads)
+            skipped, first = find_nonfinite(grads, updates, norm=norm, loss=loss)
+            params, opt_state = keep_where(
+                skipped, (state.params, state.opt_state), (params, opt_state)
+            )
         metrics = {
-            "loss": sums.loss * scale,
+            "loss": loss,
             "tokens": sums.weight,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": norm,
             "learning_rate": rate,
+            "skipped": skipped,
+            "first_nonfinite": first,
             **{name: value * scale for name, value in sums.metrics.items()},
         }
         new = TrainState(state.step + 1, params, opt_state, state.decay_from)

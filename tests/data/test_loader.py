@@ -97,3 +97,74 @@ def test_evaluation_reads_every_window_once_and_fills_up_with_weight_zero():
     last = jax.device_get(found[1])
     np.testing.assert_array_equal(last["weights"][2:], 0)
     np.testing.assert_array_equal(last["tokens"][1], source[5].tokens[:-1])
+
+
+def changed(**fields):
+    """`causal`, with some fields replaced in the row of window 2."""
+
+    def row(window):
+        made = causal(window)
+        if window.tokens[0] != 2 * SEQ_LEN:
+            return made
+        return {**made, **{name: change(made[name]) for name, change in fields.items()}}
+
+    return row
+
+
+def poked(value):
+    def change(ids):
+        ids = ids.copy()
+        ids[3] = value
+        return ids
+
+    return change
+
+
+@pytest.mark.parametrize("field", ["tokens", "targets"])
+@pytest.mark.parametrize("value", [40, 2**31 - 1, -1])
+def test_an_id_outside_the_vocabulary_is_refused_by_name(field, value):
+    settings = {"batch_size": 4, "placed": placed("data=4"), "vocab_size": 40}
+    row = changed(**{field: poked(value)})
+    said = rf"window 2\): its {field} have the id {value} at position 3.* of 40"
+    with pytest.raises(DataWentBad, match=rf"Row . of batch 0 \({said}"):
+        next(batches(some_windows(4), row, seed=0, **settings))
+    with pytest.raises(DataWentBad, match=rf"Row 2 of batch 0 \({said}"):
+        eval_batches(some_windows(4), row, **settings)[0]
+
+
+def test_ids_that_are_no_integers_are_refused():
+    row = changed(tokens=lambda ids: ids + 0.5)
+    with pytest.raises(DataWentBad, match="tokens are float64; token ids are integers"):
+        next(
+            batches(
+                some_windows(4), row, batch_size=4, seed=0, placed=placed("data=4"),
+                vocab_size=40,
+            )
+        )  # fmt: skip
+
+
+def test_a_target_of_weight_zero_may_be_any_number():
+    row = changed(targets=poked(-100), weights=poked(0))
+    settings = {"batch_size": 4, "placed": placed("data=4"), "vocab_size": 40}
+    assert len(list(eval_batches(some_windows(4), row, **settings))) == 1
+
+
+@pytest.mark.parametrize(
+    "row, fault",
+    [
+        (changed(targets=lambda ids: ids[1:]), r"lengths: tokens 8, targets 7, posi"),
+        (
+            changed(**{
+                name: lambda values: values[:5]
+                for name in ("tokens", "targets", "positions", "segments", "weights")
+            }),
+            r"its fields are tokens 5, .*, and before tokens 8, ",
+        ),
+        (changed(weights=lambda values: values.sum()), "'weights' is a single number"),
+        (lambda window: window.tokens, "returned a ndarray, not a dictionary"),
+    ],
+)  # fmt: skip
+def test_a_ragged_row_says_which_field_has_which_length(row, fault):
+    held = eval_batches(some_windows(4), row, batch_size=4, placed=placed("data=4"))
+    with pytest.raises(DataWentBad, match=rf"Row [02] of batch 0.*{fault}"):
+        held[0]

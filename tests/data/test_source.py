@@ -1,9 +1,12 @@
 """Sources are prepared once, hold out what they say, and refuse what is wrong."""
 
+import dataclasses
 import hashlib
 import json
 import lzma
 import math
+import os
+import re
 import subprocess
 import sys
 
@@ -12,11 +15,12 @@ import pytest
 
 from jaxpar import cache
 from jaxpar.data import token_files
-from jaxpar.data.source import Pairs, Text, score
+from jaxpar.data.source import DocumentSource, Pairs, Text, score
 from jaxpar.data.task import causal
 from jaxpar.data.tokenizer import BPE, Bytes, ByteTokenizer
 from jaxpar.errors import UserError
 from jaxpar.sources import split, stdlib, text_files
+from jaxpar.sources.corpus import Corpus, Document, Lazy, split_by_number
 from jaxpar.sources.registry import open_source
 
 LINES = b"".join(b"line %d of a small text\n" % i for i in range(400))
@@ -287,3 +291,97 @@ def test_plain_text_under_pairs_continues_the_pretraining(folder):
     text = Text(f"files:{folder}/*.txt", tokenizer=Bytes(), **SIZES).prepare()
     pairs = Pairs(f"files:{folder}/*.txt", **SIZES).prepare(ByteTokenizer())
     assert pairs.fingerprint == text.fingerprint
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.txt", b"d\xff/a.txt"])
+def test_a_file_name_that_is_not_utf8_is_named_in_one_line(tmp_path, name):
+    path = os.path.join(os.fsencode(tmp_path), name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w") as file:
+        file.write("text\n" * 100)
+    said = re.escape(repr(path)) + " is not UTF-8.*rename the file"
+    with pytest.raises(UserError, match=said):
+        open_source(f"files:{tmp_path}/**/*.txt").fingerprint()
+
+
+def parts_of(source):
+    return {
+        name: [(d.name, d.text) for d in documents]
+        for name, documents in open_source(source).documents().items()
+    }
+
+
+@pytest.mark.parametrize("link", ["latest", "0"])
+def test_links_make_no_document_twice(folder, capsys, link):
+    before = parts_of(f"files:{folder}/**/*.txt")
+    (folder / link).symlink_to(".")
+    (folder / "first.txt").symlink_to("7.txt")
+    source = f"files:{folder}/**/*.txt"
+    assert parts_of(source) == before
+    assert sum(map(len, before.values())) == 30
+    said = capsys.readouterr().err.splitlines()
+    assert len([line for line in said if "each file is read once" in line]) == 1
+
+
+def test_a_folder_of_links_alone_is_read_by_their_names(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "texts").mkdir()
+    for i in range(3):
+        (tmp_path / "store" / f"{i}").write_bytes(b"%d " % i + LINES)
+        (tmp_path / "texts" / f"{i}.txt").symlink_to(f"../store/{i}")
+        (tmp_path / "texts" / f"copy{i}.txt").symlink_to(f"../store/{i}")
+    found = parts_of(f"files:{tmp_path}/texts/*.txt")
+    assert [name for name, _ in found["train"]] == ["0.txt", "1.txt", "2.txt"]
+
+
+class Faulty(Corpus):
+    """Two hundred documents, and what is to go wrong."""
+
+    source = "faulty"
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def documents(self):
+        if self.fault == "documents":
+            raise KeyError("gone")
+        return split_by_number(Lazy(range(200), self.read))
+
+    def read(self, i):
+        if i == 7 and self.fault in ("read", "index"):
+            raise (OSError if self.fault == "read" else IndexError)("gone")
+        text = b"text\n" * 20
+        is_wrong = i == 7 and self.fault == "str"
+        return Document(f"number {i}", text.decode() if is_wrong else text)
+
+    def fingerprint(self):
+        return f"{self.fault}:{len(self.fault)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class FaultyData(DocumentSource):
+    fault: str
+
+    def corpus(self):
+        if self.fault == "open":
+            raise ZeroDivisionError("gone")
+        return Faulty(self.fault)
+
+
+@pytest.mark.parametrize(
+    "fault, words",
+    [
+        ("open", r"^FaultyData \(.*\): ZeroDivisionError: gone"),
+        ("documents", r"^Faulty \(faulty\), the part 'train': KeyError: 'gone'"),
+        ("read", r"^Faulty \(faulty\), document 7 of the part 'train': OSError: gone"),
+        ("index", r"^Faulty \(faulty\), document 7 of .*: IndexError: gone"),
+        ("str", r"^faulty, document 7 .* \(number 7\): its text is of type str; it mu"),
+    ],
+)
+@pytest.mark.parametrize("tokenizer", [Bytes(), BPE(300)], ids=["bytes", "bpe"])
+def test_an_error_in_a_source_of_ones_own_names_it_and_the_record(
+    fault, words, tokenizer
+):
+    data = FaultyData(fault, tokenizer=tokenizer, **SIZES)
+    with pytest.raises(UserError, match=words):
+        data.prepare(progress=False)

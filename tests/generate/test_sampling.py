@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxpar.errors import UserError
+from jaxpar.generate.logits import logits_of
 from jaxpar.generate.sampling import Generator, Sampling, choose
 from jaxpar.models import sizes
 from jaxpar.nn.norm import RMSNorm
@@ -128,3 +130,54 @@ def test_only_allowed_tokens_are_drawn(how, allowed):
 def test_generation_past_the_positions_is_refused():
     with pytest.raises(ValueError, match="64 positions"):
         answers(GPT, "data=1", max_new_tokens=60)
+
+
+def drawn_from(probabilities, **how):
+    logits = jnp.log(jnp.asarray([probabilities], jnp.float32))
+    keys = jax.random.split(jax.random.key(0), 200)
+    many = jnp.broadcast_to(logits, (200, logits.shape[-1]))
+    return set(np.asarray(choose(many, keys, Sampling(**how))).tolist())
+
+
+TIED = [0.1, 0.3, 0.3, 0.3, 0.0]
+"""Several are the likeliest; the last one is padding, whose logit is -inf."""
+
+
+@pytest.mark.parametrize(
+    "how, allowed",
+    [
+        ({"temperature": 1.0, "top_k": 1}, {1}),
+        ({"temperature": 1.0, "top_k": 2}, {1, 2}),
+        ({"temperature": 1.0, "top_k": 99}, {0, 1, 2, 3}),
+        ({"temperature": 1.0, "top_p": 1e-300}, {1}),
+        ({"temperature": 1.0, "top_p": 1e-3}, {1}),
+        ({"temperature": 1.0, "top_p": 0.5}, {1, 2}),
+        ({"temperature": 1e300}, {0, 1, 2, 3}),
+        ({"temperature": 1e300, "top_k": 1}, {1}),
+        ({"temperature": 1e300, "top_p": 1e-300}, {1}),
+        ({"temperature": 1e-300}, {1}),
+        ({"temperature": 1e-38}, {1}),
+    ],
+)
+def test_at_its_extremes_drawing_does_what_its_words_say(how, allowed):
+    assert drawn_from(TIED, **how) == allowed
+
+
+def test_with_top_k_of_one_the_answer_is_the_greedy_one():
+    assert answers(GPT, "data=1", temperature=5.0, top_k=1) == answers(GPT, "data=1")
+
+
+@pytest.mark.parametrize("wrong", [100, -1, 2**40, True])
+def test_a_token_that_the_model_does_not_have_is_refused(wrong):
+    said = f"Token id {wrong} .row 1, position 2. is not in .* 0 to 99"
+    with pytest.raises(UserError, match=said):
+        answers(GPT, "data=1", [[1, 2], [3, 4, wrong]])
+    recipe, home = recipe_of(GPT), place("data=1")
+    params = create(recipe, home, seed=0).params
+    with pytest.raises(UserError, match=said):
+        logits_of(recipe, home, params, [[1, 2, 3], [3, 4, wrong]])
+
+
+def test_ids_that_are_no_whole_numbers_are_refused():
+    with pytest.raises(UserError, match="Token id 1.0 .row 0, position 0. is not in"):
+        answers(GPT, "data=1", np.array([[1, 1.5]]))

@@ -157,3 +157,32 @@ def test_a_fine_tune_is_known_by_what_it_started_from_never_by_a_path():
     assert home("runs/a", "1f@3") == home("elsewhere/a", "1f@3")
     assert home("runs/a", "1f@3") != home("runs/a", "1f@4")
     assert home("runs/a", "1f@3") != home("runs/a", "1f@3", seed=1)
+
+
+@pytest.mark.parametrize("name", ["a[e]", "a*", "a?b", "a]"])
+def test_a_run_that_could_not_be_read_again_is_refused_before_it_is_made(
+    tmp_path, monkeypatch, name
+):
+    for path in (tmp_path / name, tmp_path / name / "inner"):
+        with pytest.raises(UserError, match=r"wildcards.*Choose a directory without"):
+            RunDir(path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(UserError, match="wildcards"):
+        RunDir("runs/x")
+
+
+def test_a_run_whose_path_orbax_can_read_is_read_though_no_new_one_is_made(tmp_path):
+    (tmp_path / "a?b").mkdir()
+    (tmp_path / "a?b" / "config.json").write_text("[]")
+    assert RunDir(tmp_path / "a?b").exists()
+    (tmp_path / "a[b]").mkdir()
+    (tmp_path / "a[b]" / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="wildcards"):
+        RunDir(tmp_path / "a[b]")
+
+
+def test_a_directory_whose_name_is_not_utf8_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"caf\\udce9' is not UTF-8"):
+        RunDir(tmp_path / "caf\udce9")

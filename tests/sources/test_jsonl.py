@@ -211,14 +211,16 @@ def test_the_fingerprint_of_examples_is_as_it_was_before_documents_were_read(tmp
     as_files = TextFiles(name, source=source)
     assert open_source(source).fingerprint() == as_files.fingerprint()
     (file,) = as_files.scanned
-    assert as_files.fingerprint() == cache.key(
-        files=[["a.jsonl", file.digest]],
-        pieces={
+    identity = {
+        "files": [["a.jsonl", file.digest]],
+        "pieces": {
             part: [[piece.name, piece.start, piece.stop] for piece in pieces]
             for part, pieces in as_files.pieces.items()
         },
-        versions=cache.versions("tensorflow-datasets", "array-record"),
-    )
+    }
+    assert as_files.fingerprint() == cache.key(**identity)
+    versions = cache.versions("tensorflow-datasets", "array-record")
+    assert as_files.versioned_fingerprint() == cache.key(**identity, versions=versions)
 
 
 @pytest.mark.parametrize("escaped", [True, False])
@@ -235,9 +237,24 @@ def test_a_byte_order_mark_and_carriage_returns_are_no_part_of_the_text(tmp_path
     assert documents(f"files:{tmp_path}/a.jsonl") == ["t"] * 40
 
 
-def test_half_a_surrogate_pair_becomes_a_question_mark(tmp_path):
-    source = write(tmp_path / "a.jsonl", [r'{"text": "a\ud83d b"}'] * 40)
-    assert documents(source)[0] == "a? b"
+@pytest.mark.parametrize("half", ["d83d", "de00", "de00\\ud83d"])
+def test_half_a_surrogate_pair_is_refused_with_file_and_line(tmp_path, half):
+    whole, broken = r"a\ud83d\ude00 b", rf"a\u{half} b"
+    lines = [rf'{{"text": "{whole}"}}'] * 40
+    assert documents(write(tmp_path / "a.jsonl", lines)) == ["a\U0001f600 b"] * 40
+    lines[6] = rf'{{"text": "{broken}"}}'
+    source = write(tmp_path / "a.jsonl", lines)
+    said = rf"a\.jsonl, line 7: has the character '\\u{half[:4]}' at place 1 of 'text'"
+    with pytest.raises(UserError, match=said):
+        documents(source)
+
+
+@pytest.mark.parametrize("field", ["prompt", "answer"])
+def test_half_a_surrogate_pair_in_an_example_is_refused(tmp_path, field):
+    broken = json.dumps({**PAIR, field: "cut \ud83d"})
+    source = write(tmp_path / "a.jsonl", [PAIR, broken])
+    with pytest.raises(UserError, match=rf"line 2: has the character .* {field!r}"):
+        score(source, ByteTokenizer(), 16)
 
 
 def test_a_last_line_without_a_newline_is_a_line(tmp_path):

@@ -40,6 +40,23 @@ def test_never_does_not_stop():
     assert watch(Never(), [1.0] * 500, FINAL) == (None, None, {}, [])
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at", [0, 1, 2, 5])
+def test_an_evaluation_that_is_not_finite_takes_no_part(value, at):
+    # It falls by 3 % each time: no rule may begin a decay.
+    curve = [4 * 0.97**i for i in range(30)]
+    spoiled = [*curve[:at], value, *curve[at:]]
+    for rule in (Converged(), RULE):
+        assert watch(rule, spoiled)[:2] == (None, None)
+    memory = watch(RULE, curve[:at])[2]
+    assert RULE.observe(memory, 1_000, value, PLATEAU) == (memory, None, False)
+
+
+def test_a_loss_that_is_not_finite_delays_no_end_of_the_decay():
+    verdict = RULE.observe(RULE.start(), 10, math.nan, ZERO)
+    assert isinstance(verdict.action, Stop)
+
+
 def test_a_loss_that_keeps_falling_never_stops():
     assert watch(RULE, falling(2_000, floor=0.0))[1] is None
 

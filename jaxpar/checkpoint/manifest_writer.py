@@ -1,0 +1,82 @@
+"""Writing the manifest of each step, once Orbax has committed it."""
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxpar.guard import manifest
+from jaxpar.partition import cluster
+
+POLL_SECONDS = 0.05
+
+
+class ManifestWriter:
+    """Writes the manifest of the step that is being saved, when that is done.
+
+    One process does it on a thread, beside the training. Several do it together, when
+    they wait for the save to end: before the next one, and at the end.
+
+    is_saving: whether Orbax is still at work. on_commit: called with the step.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        is_saving: Callable[[], bool],
+        on_commit: Callable[[int], None],
+    ):
+        self._directory, self._is_saving = directory, is_saving
+        self._on_commit = on_commit
+        self._step: int | None = None
+        self._thread: threading.Thread | None = None
+        self._abandoned = threading.Event()
+
+    def begin(self, step: int) -> None:
+        """Expects the manifest of a step, whose save has begun."""
+        self._step = step
+        self._abandoned.clear()
+        if cluster.count() == 1:
+            self._thread = threading.Thread(
+                target=self._write_when_saved, args=(step,), daemon=True
+            )
+            self._thread.start()
+
+    def finish(self) -> None:
+        """Returns once the manifest is written; to be called when the save is done."""
+        step, self._step = self._step, None
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        elif step is not None:
+            self._write(step)
+
+    def abandon(self) -> None:
+        """Expects no manifest any more, since the save failed."""
+        self._abandoned.set()
+        self._step = None
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write_when_saved(self, step: int) -> None:
+        while self._is_saving():
+            if self._abandoned.wait(POLL_SECONDS):
+                return
+        self._write(step)
+
+    def _write(self, step: int) -> None:
+        folder = self._directory / str(step)
+        if not cluster.broadcast(folder.is_dir()):
+            return
+        try:
+            manifest.write(folder)
+            if cluster.is_first():
+                self._on_commit(step)
+        except OSError as error:
+            # The step is whole without it; a disk that is full fails the next save.
+            print(
+                f"{folder}: its manifest could not be written ({error}); it will be "
+                "checked by sizes only.",
+                file=sys.stderr,
+            )

@@ -1,0 +1,50 @@
+"""Errors of a source from outside the package, with the source and the record."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jaxpar.errors import JaxparError, UserError
+from jaxpar.sources.corpus import Corpus, Document
+
+
+@contextlib.contextmanager
+def named(owner: Any, place: str = "") -> Iterator[None]:
+    """Names the source in errors that arise inside, if it is not of this package.
+
+    owner: the corpus, or the configuration that opens it. place: the record, if any.
+
+    Raises:
+      UserError: another error was raised by a user's own class.
+    """
+    try:
+        yield
+    except JaxparError:
+        raise
+    except Exception as error:
+        kind = type(owner)
+        if kind.__module__.partition(".")[0] == "jaxpar":
+            raise
+        name = getattr(owner, "source", None) or kind.__module__
+        raise UserError(
+            f"{kind.__name__} ({name}){place and f', {place}'}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def text_of(corpus: Corpus, part: str, documents: Sequence[Document], i: int) -> bytes:
+    """The text of one document.
+
+    Raises:
+      UserError: it is no bytes, or a user's own corpus cannot give it.
+    """
+    place = f"document {i} of the part {part!r}"
+    with named(corpus, place):
+        document = documents[i]
+        text = document.text
+        if not isinstance(text, bytes):
+            raise UserError(
+                f"{corpus.source}, {place} ({document.name}): its text is of type "
+                f"{type(text).__name__}; it must be bytes, in UTF-8."
+            )
+        return text

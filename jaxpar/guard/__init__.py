@@ -1,0 +1,1 @@
+"""Guards against damage, hanging and losing work."""

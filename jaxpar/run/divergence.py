@@ -1,0 +1,34 @@
+"""What a run does about values that are not finite, and what it says is saved."""
+
+from jaxpar.checkpoint.manager import Checkpoints
+from jaxpar.data.order import order
+from jaxpar.experiment import Experiment
+from jaxpar.train.nonfinite import NonfiniteSteps, value_names
+
+
+def nonfinite_steps(
+    experiment: Experiment, checkpoints: Checkpoints, *, n_windows: int
+) -> NonfiniteSteps:
+    """The experiment's policy; n_windows: of the data that it is trained on."""
+    rows = experiment.data.batch_size
+
+    def windows_of(step: int) -> list[int]:
+        # Step 1 is the first one, made of the batch of step 0.
+        return order(experiment.seed, step - 1, rows, n_windows).tolist()
+
+    return NonfiniteSteps(
+        value_names(experiment.recipe().anatomy.shapes),
+        policy=experiment.on_nonfinite,
+        max_skipped=experiment.max_skipped,
+        windows_of=windows_of,
+        saved=lambda: what_is_saved(checkpoints),
+    )
+
+
+def what_is_saved(checkpoints: Checkpoints) -> str:
+    """A sentence on the newest checkpoint, once every save has ended."""
+    checkpoints.wait()
+    newest = checkpoints.newest()
+    if newest is None:
+        return "No checkpoint has been saved."
+    return f"The newest checkpoint is step {newest}."

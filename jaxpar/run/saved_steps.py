@@ -1,0 +1,58 @@
+"""The record of the newest step that a run has saved, kept beside its checkpoints.
+
+It outlives the checkpoints: where they are gone, a run is not started anew unasked.
+"""
+
+import json
+from pathlib import Path
+
+from jaxpar.errors import UserError
+from jaxpar.run.metrics_file import read_metrics
+from jaxpar.run.receipt import write_json
+
+
+class SavedSteps:
+    """A handle on saved.json: {"step": N}, or null before anything was saved."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def begin(self) -> None:
+        """Says that nothing has been saved, where nothing is said yet."""
+        if not self.path.exists():
+            write_json(self.path, {"step": None})
+
+    def add(self, step: int) -> None:
+        """Says that this step is saved."""
+        write_json(self.path, {"step": step})
+
+    def evidence(self, metrics: Path) -> str:
+        """What says that the run has saved a step, in words; empty where nothing does.
+
+        metrics: its metrics.jsonl, which speaks for the runs of older versions: they
+        have no saved.json.
+
+        Raises:
+          UserError: saved.json is damaged.
+        """
+        try:
+            step = json.loads(self.path.read_text())["step"]
+        except FileNotFoundError:
+            return _evidence_of(metrics)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.path} is damaged ({type(error).__name__}), so it is unknown "
+                "whether the run had checkpoints; restore it, or start a new run with "
+                "another --run-dir."
+            ) from error
+        return (
+            "" if step is None else f"{self.path.name} says that it saved step {step}"
+        )
+
+
+def _evidence_of(metrics: Path) -> str:
+    if not metrics.is_file():
+        return ""
+    steps = [row.get("step") for row in read_metrics(metrics)]
+    newest = max((step for step in steps if isinstance(step, int)), default=0)
+    return f"{metrics.name} has metrics of step {newest}" if newest > 0 else ""
