@@ -130,6 +130,7 @@ def test_stopping_on_request_and_resuming_is_the_same_as_never_stopping(
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_a_run_that_converged_stops_at_the_same_step_when_resumed(tmp_path, capsys):
     assert pretrain.main(HASTY, run_dir=tmp_path / "one") == 0
     assert "the learning rate has decayed" in capsys.readouterr().out

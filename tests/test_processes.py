@@ -6,6 +6,7 @@ pytest -m "slow or not slow" tests/test_processes.py
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -132,6 +133,7 @@ def assert_same_run(run: Path, whole: Path) -> None:
     assert scores(run) == pytest.approx(scores(whole / "run"), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_are_resumed_as_one_with_its_rows_and_losses(
     whole, half, tmp_path
 ):
@@ -149,10 +151,11 @@ def test_two_processes_are_resumed_as_one_with_its_rows_and_losses(
     assert_same_run(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_only_process_0_writes_and_prints(half):
     assert "Next:" in output_of(half, 2, 0) and "step 2/3" in output_of(half, 2, 0)
-    lines = output_of(half, 2, 1).splitlines()
-    assert [line for line in lines if "[Gloo]" not in line] == []
+    # Gloo writes its own lines, and under load not always whole ones.
+    assert not re.search(r"step|loss|compiling|Next|runs/", output_of(half, 2, 1))
     lines = (half / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3, 3]
     (receipt,) = json.loads((half / "run" / "receipt.json").read_text())["sessions"]
@@ -190,6 +193,7 @@ def test_two_processes_go_back_together(half, tmp_path):
         assert output_of(tmp_path, 2, i).count("going back to step 3") == n_lines
 
 
+@pytest.mark.slow
 def test_two_processes_are_resumed_as_four(whole, half, tmp_path):
     shutil.copytree(half / "run", tmp_path / "run")
     assert pretrain_with(4, tmp_path, tmp_path / "run") == [0] * 4

@@ -44,6 +44,7 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(folder, name):
     assert manifest.verify(folder) == []
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_the_manifest_itself_is_noticed(folder):
     for at in range(8 * (folder / NAME).stat().st_size):
         flip(folder / NAME, at)

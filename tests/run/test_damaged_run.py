@@ -175,6 +175,7 @@ def test_a_run_whose_steps_are_all_damaged_names_each(run):
         pretrain.main(RUN, run_dir=run)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_it_saved_starts_anew(run, whole):
     shutil.rmtree(run / "checkpoints")
     (run / "saved.json").write_text('{"step": null}')
@@ -182,6 +183,7 @@ def test_a_run_that_was_killed_before_it_saved_starts_anew(run, whole):
     assert losses(run) == losses(whole)
 
 
+@pytest.mark.slow
 def test_the_metrics_speak_for_a_run_of_an_older_version(run):
     shutil.rmtree(run / "checkpoints")
     (run / "saved.json").unlink()

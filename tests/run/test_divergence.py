@@ -60,6 +60,7 @@ def saved(home):
     }
 
 
+@pytest.mark.slow
 def test_stopping_keeps_the_last_good_step_however_often_it_is_tried(tmp_path):
     windows = len(RUN.data.prepare(progress=False).train)
     ids = order(RUN.seed, BAD - 1, RUN.data.batch_size, windows).tolist()
@@ -87,6 +88,7 @@ def test_a_run_that_has_saved_nothing_says_so(tmp_path):
         pretrain.main(RUN, run_dir=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_skipping_passes_over_the_batch_and_counts_it(tmp_path):
     run = dataclasses.replace(SAVING, on_nonfinite="skip")
     assert pretrain.main(run, run_dir=tmp_path / "run") == 0
@@ -97,6 +99,7 @@ def test_skipping_passes_over_the_batch_and_counts_it(tmp_path):
     assert all(json.loads(line) for line in text.splitlines()) and "NaN" not in text
 
 
+@pytest.mark.slow
 def test_skipping_ends_after_max_skipped_steps_in_a_row(tmp_path):
     POISONED.update(range(3, 100))
     run = dataclasses.replace(SAVING, on_nonfinite="skip", max_skipped=2)
@@ -104,6 +107,7 @@ def test_skipping_ends_after_max_skipped_steps_in_a_row(tmp_path):
         pretrain.main(run, run_dir=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_moment_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
     """An optimizer may spoil its own state without a word in its updates."""
     POISONED.clear()
@@ -126,6 +130,7 @@ def test_a_moment_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
     assert saved(tmp_path / "run") == {2: True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [1e3, 1e9])
 def test_any_learning_rate_ends_with_a_report_or_as_diverged(tmp_path, rate, capsys):
     POISONED.clear()

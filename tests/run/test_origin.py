@@ -86,6 +86,7 @@ def train_on(run="base", num_steps=4):
     )
 
 
+@pytest.mark.slow
 def test_it_goes_on_although_its_source_has_trained_on(home, capsys):
     ((name, (_, [origin])),) = tunes().items()
     train_on()
@@ -95,6 +96,7 @@ def test_it_goes_on_although_its_source_has_trained_on(home, capsys):
     assert origin.endswith("@2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fate", ["gone", "moved", "without the step"])
 def test_it_goes_on_without_its_source(home, capsys, fate):
     ((name, (_, [origin])),) = tunes().items()
@@ -113,6 +115,7 @@ def test_it_goes_on_without_its_source(home, capsys, fate):
         assert tunes()[name][0] == 5
 
 
+@pytest.mark.slow
 def test_a_step_that_is_asked_for_by_number_is_a_fine_tune_of_its_own(home):
     (first,) = tunes()
     train_on()
@@ -125,6 +128,7 @@ def test_a_step_that_is_asked_for_by_number_is_a_fine_tune_of_its_own(home):
         assert changed == {name} and len(tunes()) == 2
 
 
+@pytest.mark.slow
 def test_another_source_gets_another_directory(home):
     (first,) = tunes()
     other = dataclasses.replace(BASE, seed=1)
@@ -137,6 +141,7 @@ def test_another_source_gets_another_directory(home):
         )
 
 
+@pytest.mark.slow
 def test_a_fine_tune_of_jaxpar_0_1_goes_on(home):
     ((name, _),) = tunes().items()
     receipt = RunDir(f"runs/{name}").receipt
@@ -149,6 +154,7 @@ def test_a_fine_tune_of_jaxpar_0_1_goes_on(home):
     assert tunes() == {name: (4, [old, old])}
 
 
+@pytest.mark.slow
 def test_before_anything_is_saved_it_starts_from_the_step_that_was_chosen(home):
     ((name, _),) = tunes().items()
     for path in ("checkpoints", "saved.json", "metrics.jsonl"):
@@ -159,6 +165,7 @@ def test_before_anything_is_saved_it_starts_from_the_step_that_was_chosen(home):
     assert {origin[-2:] for origin in tunes()[name][1]} == {"@2"}
 
 
+@pytest.mark.slow
 def test_when_that_step_is_gone_before_anything_is_saved_it_says_so(home):
     ((name, _),) = tunes().items()
     for path in ("checkpoints", "saved.json", "metrics.jsonl"):
@@ -201,6 +208,7 @@ def test_a_later_session_does_not_change_who_a_source_is(tmp_path):
     assert begun_from(source.run_dir) is None
 
 
+@pytest.mark.slow
 def test_the_receipt_keeps_as_what_the_step_was_asked_for(home):
     (name,) = tunes()
     session = json.loads(Path("runs", name, "receipt.json").read_text())["sessions"][0]

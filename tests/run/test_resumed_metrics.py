@@ -44,6 +44,7 @@ def dead_session(home):
         file.write(lines({"step": 30, **score}, '{"step": 4'))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_reports_its_own_score_and_drops_the_dead_sessions_rows(
     tmp_path, capsys
 ):

@@ -138,6 +138,7 @@ def test_another_python_is_named_where_its_library_is_the_text(tmp_path):
         receipt.require_same(found, None)
 
 
+@pytest.mark.slow
 def test_evaluate_refuses_what_a_resume_would(tmp_path, file):
     experiment = Pretrain(
         model=sizes.gpt(

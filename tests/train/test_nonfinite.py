@@ -91,8 +91,15 @@ def kept(state):
     return jax.device_get((state.params, state.opt_state))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("optim", [ADAM, MUON], ids=["adamw", "muon"])
+@pytest.mark.parametrize(
+    ("optim", "layout"),
+    [
+        pytest.param(optim, layout, marks=() if first else pytest.mark.slow)
+        for optim in (ADAM, MUON)
+        for layout in LAYOUTS
+        for first in [optim is ADAM and layout == "fsdp=2,tensor=2"]
+    ],
+)
 def test_a_gradient_that_is_not_finite_changes_no_parameter_moment_or_count(
     optim, layout
 ):
