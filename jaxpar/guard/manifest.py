@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from jaxpar import atomic
 from jaxpar.errors import one_line
 from jaxpar.partition import cluster
 
@@ -69,7 +70,7 @@ def write(directory: Path, *, block_bytes: int = BLOCK_BYTES) -> None:
     with cluster.synchronized():
         if cluster.is_first():
             text = _text({"block_bytes": block_bytes, "files": table, "format": FORMAT})
-            _write_atomically(directory / NAME, text)
+            atomic.write_bytes(directory / NAME, text.encode())
 
 
 def verify(
@@ -217,18 +218,3 @@ def _matches(path: Path, block: int, block_bytes: int, expected: str) -> bool:
         return _digest(path, block, block_bytes) == expected
     except OSError:
         return False
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, and has it on the disk."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(aside, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -1,9 +1,10 @@
 """The metrics.jsonl of a run: reading it, and removing steps that were not saved."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from jaxpar import atomic
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -45,12 +46,7 @@ def drop_rows_after(path: Path, step: int) -> None:
     kept = [line for line in lines if not _is_after(line, step)]
     if len(kept) == len(lines):
         return
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(aside, "wb") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    atomic.write_bytes(path, b"".join(kept))
 
 
 def _is_after(line: bytes, step: int) -> bool:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import time
@@ -11,6 +10,7 @@ from typing import Any
 
 import jax
 
+from jaxpar import atomic
 from jaxpar.data.prepare import Prepared
 from jaxpar.errors import UserError, one_line
 from jaxpar.run.same_data import require_same_data
@@ -84,13 +84,7 @@ class Receipt:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a file whole or not at all."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(aside, "w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    atomic.write_bytes(path, f"{json.dumps(value, indent=2)}\n".encode())
 
 
 def _revision() -> str | None:
