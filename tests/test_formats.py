@@ -84,6 +84,7 @@ def test_an_old_run_is_evaluated_and_generated_from(old, capsys):
     assert answer_of(capsys, "generate", run, *how) == expected["generated"]
 
 
+@pytest.mark.slow
 def test_an_old_run_is_fine_tuned(old, tmp_path):
     run, _, expected = old
     file = tmp_path / "tune.py"

@@ -15,6 +15,7 @@ from tests.outside.own_objective import experiment
 FOLDER = Path(__file__).parent / "outside"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["own_source", "own_objective"])
 def test_an_own_part_is_trained_with_and_evaluated(name, tmp_path, capsys):
     file, run = str(FOLDER / f"{name}.py"), str(tmp_path / "run")

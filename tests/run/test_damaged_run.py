@@ -86,6 +86,7 @@ def test_strict_refuses_and_changes_nothing(run):
     assert (run / "checkpoints" / "6").is_dir()
 
 
+@pytest.mark.slow
 def test_reading_goes_back_too_but_not_from_a_number(run, capsys):
     flip(run, 6)
     assert evaluate.main(run)["step"] == 4
@@ -96,6 +97,7 @@ def test_reading_goes_back_too_but_not_from_a_number(run, capsys):
         evaluate.main(run, step=6)
 
 
+@pytest.mark.slow
 def test_the_flags_reach_the_checkpoint(run, capsys):
     flip(run, 6, "memory/commit_success.txt")
     words = ["generate", str(run), "--token-ids", "1,2", "--max-new-tokens", "1"]
@@ -136,6 +138,7 @@ def test_check_names_every_damaged_file_of_every_step(run, capsys):
     assert main(["check", str(run / "none")]) == 2
 
 
+@pytest.mark.slow
 def test_damaged_metrics_of_a_step_leave_the_run_usable(run, capsys):
     (run / "checkpoints" / "2" / "metrics" / "metrics").write_bytes(b"\xff")
     assert evaluate.main(run)["step"] == 6

@@ -83,6 +83,7 @@ def test_stopping_keeps_the_last_good_step_however_often_it_is_tried(tmp_path):
     assert saved(tmp_path / "run") == {6: True}
 
 
+@pytest.mark.slow
 def test_a_run_that_has_saved_nothing_says_so(tmp_path):
     with pytest.raises(Diverged, match="No checkpoint has been saved"):
         pretrain.main(RUN, run_dir=tmp_path / "run")

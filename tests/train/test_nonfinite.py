@@ -134,6 +134,7 @@ def test_an_update_that_is_not_finite_is_not_applied():
     jax.tree.map(np.testing.assert_array_equal, kept(state), before)
 
 
+@pytest.mark.slow
 def test_gradients_whose_norm_overflows_are_not_applied():
     # Each is finite; clipping would divide them by infinity.
     @dataclasses.dataclass(frozen=True)
