@@ -40,7 +40,7 @@ def load(path: str | Path) -> ModuleType:
         spec.loader.exec_module(module)
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # It is the user's own code.
         raise UserError(f"{path}: {type(error).__name__}: {error}") from error
     return module
 

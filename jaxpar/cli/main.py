@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("jaxpar: interrupted", file=sys.stderr)
         return _leave(INTERRUPTED)
-    except Exception as error:
+    except Exception as error:  # The outermost boundary: one line, and a status.
         if "--debug" in args:
             traceback.print_exc()
         print(f"jaxpar: {one_line(error)}", file=sys.stderr)

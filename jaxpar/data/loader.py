@@ -122,7 +122,7 @@ def _row(
 ) -> Row:
     try:
         row = make_row(windows[int(window)])
-    except Exception as error:
+    except Exception as error:  # An objective of the user's own raises anything.
         raise DataWentBad(
             f"Row {i} of batch {step} (window {window}) could not be made: "
             f"{type(error).__name__}: {error}"
@@ -202,7 +202,7 @@ def _fill(
     for step in itertools.count(start):
         try:
             result = read(step)
-        except Exception as error:
+        except Exception as error:  # It is raised where the batch is awaited.
             result = error
         while not stop.is_set():
             try:

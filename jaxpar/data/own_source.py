@@ -21,7 +21,7 @@ def named(owner: Any, place: str = "") -> Iterator[None]:
         yield
     except JaxparError:
         raise
-    except Exception as error:
+    except Exception as error:  # A source of the user's own raises anything.
         kind = type(owner)
         if kind.__module__.partition(".")[0] == "jaxpar":
             raise
