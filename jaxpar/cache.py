@@ -1,15 +1,29 @@
 """The cache directory: prepared data that can be made again at any time."""
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
+import re
+import secrets
 import shutil
+import socket
 import sys
-import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from jaxpar import atomic
+from jaxpar.errors import UserError
+
+IN_USE = ".in_use"
+"""The file that is locked in a temporary directory."""
+LEFTOVER = re.compile(r"\..+-[0-9a-z_]{8}")
+"""Names of temporary directories, those of older versions of jaxpar among them."""
+ABANDONED_SECONDS = 24 * 3600
 
 
 def root() -> pathlib.Path:
@@ -54,16 +68,33 @@ def build_once(
 ) -> pathlib.Path:
     """The directory `path`; where it does not exist, `build` fills it.
 
-    `build` writes into a temporary directory, which is renamed to `path` at the end.
-    Two processes may build at once: the first rename wins, and both use its result.
+    `build` writes into a temporary directory, which is on the disk before it is renamed
+    to `path`. Two processes may build at once: the first rename wins, and both use its
+    result. What processes that were killed left beside `path` is removed first.
+
+    Raises:
+      UserError: nothing can be made beside `path`.
     """
     if path.is_dir():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)
     try:
-        build(pathlib.Path(temporary))
-        os.replace(temporary, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
+        # Not of `tempfile`, whose directories are closed to all other users.
+        temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+        temporary.mkdir()
+    except OSError as error:
+        raise UserError(
+            f"{path.parent} cannot be written ({error.strerror}); set JAXPAR_CACHE to "
+            "a directory that can."
+        ) from error
+    try:
+        with _marked_as_used(temporary):
+            build(temporary)
+            (temporary / IN_USE).unlink()
+            atomic.sync_tree(temporary)
+            os.replace(temporary, path)
+        atomic.sync_directory(path.parent)
     except OSError:
         if not path.is_dir():
             raise
@@ -76,3 +107,58 @@ def sha256(path: pathlib.Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _marked_as_used(directory: pathlib.Path) -> Iterator[None]:
+    """Locks a file in a directory, which names this machine, while in use.
+
+    The lock ends with its process, even by kill -9.
+    """
+    with open(directory / IN_USE, "w", encoding="utf-8") as file:
+        with contextlib.suppress(OSError):  # Some file systems have no locks.
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(_machine())
+        file.flush()
+        yield
+
+
+def _remove_leftovers(folder: pathlib.Path) -> None:
+    """Removes the temporary directories of builds that have ended without a rename."""
+    for found in folder.iterdir():
+        if LEFTOVER.fullmatch(found.name) and _is_abandoned(found):
+            shutil.rmtree(found, ignore_errors=True)
+
+
+def _is_abandoned(directory: pathlib.Path) -> bool:
+    """Whether the process that fills a temporary directory has ended.
+
+    Of a process of this machine, its lock says so. Locks of other machines may be
+    unseen here: there, and where there is no lock, it has ended if nothing has changed
+    for ABANDONED_SECONDS.
+    """
+    machine = ""
+    try:
+        with open(directory / IN_USE, "r+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            machine = file.read()
+    except BlockingIOError:
+        return False
+    except (OSError, ValueError):
+        pass
+    if machine == _machine():
+        return True
+    try:
+        below = [path.lstat().st_mtime for path in directory.rglob("*")]
+        changed = max([directory.lstat().st_mtime, *below])
+    except OSError:  # Its files are renamed or removed at this moment.
+        return False
+    return time.time() - changed > ABANDONED_SECONDS
+
+
+def _machine() -> str:
+    """This machine since its last start, as far as it can be named."""
+    name = socket.gethostname()
+    with contextlib.suppress(OSError):
+        name += " " + pathlib.Path("/proc/sys/kernel/random/boot_id").read_text()
+    return name

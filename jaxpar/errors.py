@@ -2,7 +2,6 @@
 
 FAILED = 1
 STOPPED_ON_REQUEST = 75
-INTERRUPTED = 130
 
 
 class JaxparError(Exception):
@@ -37,6 +36,12 @@ class Diverged(JaxparError, RuntimeError):
     """A loss, gradient, update or state is not finite; nothing of it is saved."""
 
     exit_status = 43
+
+
+class ReplicasDiffer(JaxparError, RuntimeError):
+    """Copies of one array on several devices are not bit-equal; nothing is saved."""
+
+    exit_status = 44
 
 
 class OtherProcessFailed(JaxparError):

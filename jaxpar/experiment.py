@@ -3,10 +3,11 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self, get_args
 
 from flax import nnx
 
+from jaxpar.checkpoint.failed_saves import OnSaveError
 from jaxpar.config import added, free, require_positive
 from jaxpar.data.source import Pairs, Source, Text
 from jaxpar.data.tokenizer import BPE, Bytes
@@ -22,6 +23,7 @@ from jaxpar.partition.precision import Precision
 from jaxpar.train.converge import Converged, Never, StopRule
 from jaxpar.train.nonfinite import OnNonfinite
 from jaxpar.train.objective import CausalLM, Objective
+from jaxpar.train.spikes import OnSpike, Rewind, Warn
 from jaxpar.train.state import Recipe
 
 COUNTS = (
@@ -64,11 +66,19 @@ class Experiment(abc.ABC):
     """Steps between fetches of the metrics, of which every step has a line."""
     keep: int = free(2)
     """Newest checkpoints that are kept, besides the best one; 1 or more."""
+    on_save_error: OnSaveError = free("stop")
+    """Where a checkpoint cannot be saved, as on a full disk: stop, or go_on (say so,
+    and try again at the next save); several processes stop in either case."""
+    check_replicas: int = free(500)
+    """Steps between comparisons of all copies on several devices, which are also made
+    before each save; 0: never."""
     on_nonfinite: OnNonfinite = added("stop")
     """After a step whose loss, gradient or update is not finite, which is never
     applied: stop (status 43), or skip (go on with the next batch)."""
     max_skipped: int = added(10)
     """Successive steps that are not applied after which skip stops, too; 1 or more."""
+    on_spike: OnSpike = added(Warn())
+    """After a step whose loss is far above those before it: warn, or go back."""
 
     def __post_init__(self):
         require_positive(self, *COUNTS)
@@ -89,6 +99,8 @@ class Experiment(abc.ABC):
             )
         if self.on_nonfinite not in ("stop", "skip"):
             raise UserError(f'on_nonfinite={self.on_nonfinite!r}: "stop" or "skip".')
+        if self.on_save_error not in get_args(OnSaveError):
+            raise UserError(f'on_save_error={self.on_save_error!r}: "stop" or "go_on".')
 
     def _check_batch(self) -> None:
         rows, pieces = self.data.batch_size, self.layout.batch_divisor
@@ -127,12 +139,31 @@ class Finetune(Experiment):
     """Steps between evaluations of the whole held-out set."""
     keep_fresh: tuple[str, ...] = ()
     """Globs of parameter paths that stay newly initialised, such as unembedding."""
+    grow_vocab: int = added(0)
+    """vocab_size, above the source's, to which its model grows: what belongs to the
+    source's ids is kept, the rest is newly initialised; 0: the source's."""
+    add_tokens: tuple[str, ...] = added(())
+    """Texts that become an id each, after the last one of the source's tokenizer."""
 
     def with_model_of(self, source: Callable[[], Experiment]) -> Self:
-        """With the source run's model; the source is asked only if it is needed."""
-        if isinstance(self.model, FromSource):
-            return dataclasses.replace(self, model=source().model)
-        return self
+        """With the source run's model, grown to grow_vocab ids if that is given.
+
+        The source is asked only if it is needed.
+
+        Raises:
+          UserError: the source's model has no field vocab_size to be replaced.
+        """
+        if not isinstance(self.model, FromSource):
+            return self
+        model: Any = source().model
+        if self.grow_vocab:
+            if "vocab_size" not in {field.name for field in dataclasses.fields(model)}:
+                raise UserError(
+                    f"grow_vocab={self.grow_vocab}: {type(model).__name__} has no "
+                    "field vocab_size; give the grown model by `model`."
+                )
+            model = dataclasses.replace(model, vocab_size=self.grow_vocab)
+        return dataclasses.replace(self, model=model)
 
 
 CLASSES: dict[str, type] = {
@@ -140,7 +171,7 @@ CLASSES: dict[str, type] = {
     for kind in (
         Pretrain, Finetune, FromSource, DecoderConfig, AttentionConfig, MLPConfig,
         RMSNorm, LayerNorm, NoNorm, Text, Pairs, BPE, Bytes, AdamW, Muon, CausalLM,
-        Precision, Never, Converged, Layout,
+        Precision, Never, Converged, Warn, Rewind, Layout,
     )
 }  # fmt: skip
 """The one written table of what a config.json may name."""

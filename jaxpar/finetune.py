@@ -1,16 +1,24 @@
 """Entry point: fine-tunes from another run's checkpoint, or resumes a fine-tune."""
 
 import contextlib
-import dataclasses
 from pathlib import Path
 
 from jaxpar.checkpoint.transfer import adopt
 from jaxpar.checkpoint.verified import Check
 from jaxpar.data import tokenizer
+from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.errors import UserError
 from jaxpar.experiment import Experiment, Finetune
+from jaxpar.partition import cluster
 from jaxpar.partition.devices import choose_devices
 from jaxpar.partition.layout import Placed
+from jaxpar.run.adoption import (
+    record,
+    stored_params,
+    transfer_of,
+    vocabulary_of,
+    with_added_tokens,
+)
 from jaxpar.run.directory import RunDir, Step, classes_of, default_dir
 from jaxpar.run.opening import tokenizer_of
 from jaxpar.run.origin import (
@@ -21,7 +29,8 @@ from jaxpar.run.origin import (
     has_saved,
     require_same,
 )
-from jaxpar.run.training import require_agreement, train_run
+from jaxpar.run.session import require_agreement
+from jaxpar.run.training import train_run
 from jaxpar.train.state import TrainState, create, with_params
 
 
@@ -53,16 +62,18 @@ def main(
         require_same(own, begun, source, step)
         run, origin = own, begun
         stored = own.open(*classes_of(experiment), *classes)
-        experiment, tokens = experiment.with_model_of(lambda: stored), own
+        experiment = experiment.with_model_of(lambda: stored)
+        tokens = tokenizer.load(own.tokenizer_dir)
     else:
         experiment = experiment.with_model_of(lambda: source.experiment)
         origin = _first_origin(own, begun, source, step, check)
         name = default_dir(stem, experiment, start_from=origin.spelling)
-        run, tokens = own or RunDir(name), source.run_dir
+        run, tokens = own or RunDir(name), _first_tokenizer(experiment, source)
     require_agreement(experiment, run)
 
     def begin(experiment: Finetune) -> TrainState:
         base = source.experiment
+        record(run, transfer_of(experiment, base))
         return start_from(experiment, source.run_dir, base, placed, origin.step)
 
     outcome = train_run(
@@ -71,7 +82,7 @@ def main(
         run_dir=run,
         placed=placed,
         source_file=source_file,
-        tokenizer=tokenizer.load(tokens.tokenizer_dir),
+        tokenizer=tokens,
         start_from=origin,
         check=check,
     )
@@ -107,15 +118,32 @@ def _first_origin(
     return begun
 
 
+def _first_tokenizer(experiment: Finetune, source: Source) -> Tokenizer:
+    """The tokenizer that a fine-tune starts with, once its model is seen to fit.
+
+    Says which parameters are not simply taken from the source.
+
+    Raises:
+      UserError: the source's parameters do not account for this model's.
+    """
+    if found := str(transfer_of(experiment, source.experiment)):
+        cluster.print_once(found)
+    tokens = tokenizer.load(source.run_dir.tokenizer_dir)
+    return with_added_tokens(experiment, tokens)
+
+
 def start_from(
     experiment: Finetune, source: RunDir, base: Experiment, placed: Placed, step: int
 ) -> TrainState:
     """Step 0, a fresh optimizer, and the parameters that another run learned."""
-    recipe = experiment.recipe()
-    theirs = dataclasses.replace(recipe, model=base.model, precision=base.precision)
+    recipe, target = experiment.recipe(), stored_params(base.recipe(), placed)
     with contextlib.closing(source.checkpoints(read_only=True)) as checkpoints:
-        learned = checkpoints.restore_params(step, theirs.target(placed).params)
+        learned = checkpoints.restore_params(step, target)
         tokenizer_of(source, step, checkpoints.bound(step))
-    ours = create(recipe, placed, seed=experiment.seed).params
-    params = adopt(ours, learned, keep_fresh=experiment.keep_fresh)
+    params = adopt(
+        create(recipe, placed, seed=experiment.seed).params,
+        learned,
+        keep_fresh=experiment.keep_fresh,
+        vocabulary=vocabulary_of(experiment, base),
+    )
     return with_params(recipe, placed, params)

@@ -19,9 +19,11 @@ MOVED: dict[str, tuple[str, ...]] = {
     ),
     "jaxpar.checkpoint.session": (
         "jaxpar.run.training",
+        "jaxpar.run.session",
         "jaxpar.run.outcome",
         "jaxpar.run.saving",
     ),
+    "jaxpar.cli.main": ("jaxpar.cli",),
     "jaxpar.data.cache": ("jaxpar.cache",),
     "jaxpar.data.layout": ("jaxpar.data.token_files", "jaxpar.sources.corpus"),
     "jaxpar.data.pipeline": ("jaxpar.data.loader",),

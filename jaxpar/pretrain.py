@@ -6,7 +6,8 @@ from jaxpar.checkpoint.verified import Check
 from jaxpar.experiment import Pretrain
 from jaxpar.partition.devices import choose_devices
 from jaxpar.run.directory import RunDir, default_dir
-from jaxpar.run.training import require_agreement, train_run
+from jaxpar.run.session import require_agreement
+from jaxpar.run.training import train_run
 from jaxpar.train.state import TrainState, create
 
 

@@ -19,7 +19,7 @@ from jaxpar.models import sizes
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition import cluster
 from jaxpar.partition.layout import Layout
-from jaxpar.run import training
+from jaxpar.run import fitting
 
 # Two processes split the batch; of four, each two need the same rows.
 experiment = Pretrain(
@@ -66,6 +66,6 @@ def logged(path, batches, make):
 if __name__ == "__main__":
     from jaxpar.cli import main
 
-    training.batches, loader._row = logged(sys.argv[1], training.batches, loader._row)
+    fitting.batches, loader._row = logged(sys.argv[1], fitting.batches, loader._row)
     cluster.LEAVE_SECONDS = int(os.environ.get("LEAVE_SECONDS", cluster.LEAVE_SECONDS))
     sys.exit(main(sys.argv[2:]))

@@ -127,8 +127,31 @@ def test_files_are_read_as_they_were_when_the_run_was_started(data, reading):
     started_in, config = formats.read_config({"type": "Pretrain", "data": data})
     assert started_in == 1
     assert config["data"].get("text_field", "text") == reading
-    newer = {"type": "Pretrain", "data": data, "format": 2}
-    assert formats.read_config(newer) == (2, {"type": "Pretrain", "data": data})
+    newer = {"type": "Pretrain", "data": data, "format": formats.FORMAT}
+    assert formats.read_config(newer) == (
+        formats.FORMAT,
+        {"type": "Pretrain", "data": data},
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern", "reading"),
+    [
+        ("Text", "x.jsonl", "text"),
+        ("Text", "x.json", ""),
+        ("Pairs", "y.ndjson", ""),
+        ("Text", "z.txt", ""),
+        ("Text", "gone.json", "text"),
+    ],
+)
+def test_format_2_knew_records_by_two_names_alone(tmp_path, kind, pattern, reading):
+    for name in ("x.jsonl", "x.json", "y.ndjson", "z.txt"):
+        (tmp_path / name).write_text('{"text": "a"}\n')
+    data = {"type": kind, "source": f"files:{tmp_path}/{pattern}"}
+    stored = {"type": "Pretrain", "data": data, "format": 2}
+    started_in, config = formats.read_config(stored)
+    assert started_in == 2
+    assert config["data"].get("text_field", "text") == reading
 
 
 @pytest.mark.parametrize(("then", "now"), [(0, 1), (-3, 1), (2, 2)])
@@ -154,12 +177,12 @@ def test_a_run_that_was_started_on_raw_json_goes_on_with_it(old, tmp_path):
     assert RunDir(run).resumed(pairs) == pairs
 
 
-@pytest.mark.parametrize("number", [3, 0, "2", None])
+@pytest.mark.parametrize("number", [4, 0, "2", None])
 def test_a_format_of_the_future_is_refused(old, number):
     run, _, _ = old
     text = json.dumps({**config_of(run), "format": number})
     (Path(run) / "config.json").write_text(text)
-    with pytest.raises(UserError, match="reads formats 1 to 2: open it with a newer"):
+    with pytest.raises(UserError, match="reads formats 1 to 3: open it with a newer"):
         RunDir(run).open()
 
 

@@ -18,8 +18,8 @@ MOST_LINES, MOST_LINES_IN_A_ROOM = 20_000, 2_500
 # Words of a private dialect that this code once had.
 PRIVATE = re.compile(r"\b(wish|granted|heed|told|born|lent)\b", re.IGNORECASE)
 LEVELS = (
-    {"atomic", "axes", "cache", "errors", "hardware", "moved", "tables", "tree"},
-    {"config"},
+    {"atomic", "axes", "errors", "hardware", "moved", "tables", "tree"},
+    {"cache", "config"},
     {"partition", "sources"},
     {"guard"},
     {"nn", "data", "optim", "metrics", "checkpoint"},

@@ -4,27 +4,30 @@ pytest tests/test_pretrain.py
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
+import threading
 
 import jax
 import numpy as np
 import pytest
 
 from jaxpar import evaluate, finetune, pretrain
+from jaxpar.data import loader
 from jaxpar.data.source import Text
 from jaxpar.errors import UserError
 from jaxpar.experiment import Finetune, Pretrain
 from jaxpar.models import sizes
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
-from jaxpar.run import outcome, training
+from jaxpar.run import fitting, outcome
 from jaxpar.run.directory import RunDir
 from jaxpar.run.metrics_file import read_metrics
 from jaxpar.train.converge import Converged
 from jaxpar.train.state import NEVER
-from jaxpar.train.step import make_train_step
+from jaxpar.train.step import make_eval_step, make_train_step
 from jaxpar.tree import flatten
 
 MODEL = sizes.llama(
@@ -113,7 +116,7 @@ def test_stopping_on_request_and_resuming_is_the_same_as_never_stopping(
         return train_step
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "make_train_step", interrupted)
+        patch.setattr(fitting, "make_train_step", interrupted)
         assert pretrain.main(RUN, run_dir=tmp_path / "run") == 75
     assert "SIGTERM" in capsys.readouterr().out
     assert RunDir(tmp_path / "run").checkpoints(read_only=True).newest() == 2
@@ -128,6 +131,64 @@ def test_stopping_on_request_and_resuming_is_the_same_as_never_stopping(
         )
     )
     assert ours == theirs
+
+
+@pytest.mark.slow
+@pytest.mark.exact
+def test_an_evaluation_that_a_signal_ends_is_made_again_when_the_run_goes_on(
+    trained, tmp_path, monkeypatch
+):
+    def interrupted(*args):
+        evaluate, calls = make_eval_step(*args), itertools.count()
+
+        def eval_step(params, batch):
+            # Each evaluation has the same number of batches; this is in the second.
+            if next(calls) == n_batches + 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return evaluate(params, batch)
+
+        return eval_step
+
+    n_batches = len(RUN.data.prepare(None).heldout) // RUN.data.batch_size + 1
+    run = dataclasses.replace(RUN, stop=Converged(patience=9), num_steps=6)
+    assert pretrain.main(run, run_dir=tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "make_eval_step", interrupted)
+        assert pretrain.main(run, run_dir=tmp_path / "run") == 75
+    assert RunDir(tmp_path / "run").checkpoints(read_only=True).newest() == 4
+    assert [r["step"] for r in evaluations(tmp_path / "run")] == [0]
+    assert pretrain.main(run, run_dir=tmp_path / "run") == 0
+    assert evaluations(tmp_path / "run") == evaluations(tmp_path / "whole")
+    ours, theirs = (state_of(tmp_path / name, run) for name in ("run", "whole"))
+    assert_same(ours[0], theirs[0])
+    assert ours[1] == theirs[1]
+
+
+def evaluations(run):
+    return [row for row in read_metrics(run / "metrics.jsonl") if "split" in row]
+
+
+@pytest.mark.parametrize(
+    ("part", "after", "saved"), [("train", 0, 1), ("heldout", 1, 4)]
+)
+def test_a_batch_that_never_comes_does_not_keep_a_run_from_stopping(
+    tmp_path, monkeypatch, part, after, saved
+):
+    def row(windows, make_row, number, i, *more):
+        if len(windows) == n_windows and (number, i) == (1, 0) and next(times) == after:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+            never.wait()
+        return loader_row(windows, make_row, number, i, *more)
+
+    prepared = RUN.data.prepare(None)
+    n_windows = len(getattr(prepared, part))
+    never, times, loader_row = threading.Event(), itertools.count(), loader._row
+    monkeypatch.setattr(loader, "_row", row)
+    try:
+        assert pretrain.main(RUN, run_dir=tmp_path / "run") == 75
+    finally:
+        never.set()
+    assert RunDir(tmp_path / "run").checkpoints(read_only=True).newest() == saved
 
 
 @pytest.mark.slow

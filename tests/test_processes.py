@@ -3,16 +3,10 @@
 pytest -m "slow or not slow" tests/test_processes.py
 """
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -25,76 +19,17 @@ from jaxpar.checkpoint.verified import Check
 from jaxpar.data import loader
 from jaxpar.errors import UserError
 from jaxpar.partition import cluster, devices
-from jaxpar.run import training
+from jaxpar.run import fitting
 from jaxpar.run.directory import RunDir
 from jaxpar.run.metrics_file import read_metrics
-from tests.flags import FAST
-
-SCRIPT = str(Path(__file__).parent / "one_process.py")
-TIMEOUT = 180  # Seconds; two cores may be busy.
-ENDLESS = ("--num-steps=100000", "--save-every=100000", "--eval-every=100000")
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        return s.getsockname()[1]
-
-
-@contextlib.contextmanager
-def started(folder: Path, n: int, *words: str, extra=lambda i: (), **env: str):
-    """Starts n processes of one command; extra(i): further words for process i."""
-    port, children = free_port(), []
-    # No test here compares bits, so they compile fast.
-    env = {"XLA_FLAGS": FAST, **env}
-    env = {**os.environ, **env, "PYTHONPATH": os.pathsep.join(sys.path)}
-    try:
-        for i in range(n):
-            command = [
-                sys.executable, SCRIPT, str(folder / f"rows{n}.{i}"), *words, *extra(i),
-                "--coordinator", f"localhost:{port}",
-                "--num-processes", str(n), "--process-id", str(i),
-            ]  # fmt: skip
-            with open(folder / f"out{n}.{i}", "w") as out:
-                child = subprocess.Popen(command, stdout=out, stderr=out, env=env)
-            children.append(child)
-        yield children
-    finally:
-        for child in children:
-            child.kill()
-            child.wait()
-
-
-def exit_statuses(children) -> list[int]:
-    """Waits until all have ended, for at most TIMEOUT seconds."""
-    deadline = time.monotonic() + TIMEOUT
-    return [child.wait(max(deadline - time.monotonic(), 0)) for child in children]
-
-
-def pretrain_with(n: int, folder: Path, run: Path, *words: str, **options) -> list[int]:
-    """Trains a run with n processes; returns their exit statuses."""
-    words = ("pretrain", SCRIPT, "--no-compile-cache", "--run-dir", str(run), *words)
-    with started(folder, n, *words, **options) as children:
-        return exit_statuses(children)
-
-
-def output_of(folder: Path, n: int, i: int) -> str:
-    """What process i of n has printed."""
-    return (folder / f"out{n}.{i}").read_text()
-
-
-def rows_in(path: Path) -> dict[int, dict[str, str]]:
-    """Step to row to hash; checks that a process made only the rows that it fed."""
-    rows = {}
-    for line in map(json.loads, path.read_text().splitlines()):
-        rows[line["step"]] = line["rows"]
-        assert line["made"] == sorted(map(int, line["rows"]))
-    return rows
-
-
-def losses(run: Path) -> dict[int, float]:
-    rows = read_metrics(run / "metrics.jsonl")
-    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+from tests.processes import (
+    exit_statuses,
+    losses,
+    output_of,
+    pretrain_with,
+    rows_in,
+    started,
+)
 
 
 def scores(run: Path) -> dict[int, float]:
@@ -106,7 +41,7 @@ def pretrain_here(run: Path, rows: Path) -> int:
     """Trains in this process, which has eight devices; logs the rows to a file."""
     with pytest.MonkeyPatch.context() as patch:
         batches, row = logged(rows, loader.batches, loader._row)
-        patch.setattr(training, "batches", batches)
+        patch.setattr(fitting, "batches", batches)
         patch.setattr(loader, "_row", row)
         return pretrain.main(RUN, run_dir=run)
 
@@ -204,45 +139,6 @@ def test_two_processes_are_resumed_as_four(whole, half, tmp_path):
         assert parts[0] == parts[1] and parts[2] == parts[3]
         assert {**parts[0], **parts[2]} == rows[step]
     assert_same_run(tmp_path / "run", whole)
-
-
-def wait_for_steps(children, folder: Path, run: Path) -> None:
-    """Waits until some steps have been done."""
-    deadline = time.monotonic() + TIMEOUT
-    while not (run / "metrics.jsonl").exists() or len(losses(run)) < 4:
-        assert all(child.poll() is None for child in children)
-        assert time.monotonic() < deadline, output_of(folder, 2, 0)
-        time.sleep(0.2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_one_process_stops_all_at_the_same_saved_step(tmp_path, number):
-    run, words = tmp_path / "run", ("pretrain", SCRIPT, "--no-compile-cache", *ENDLESS)
-    with started(tmp_path, 2, *words, "--run-dir", str(run)) as children:
-        wait_for_steps(children, tmp_path, run)
-        children[1].send_signal(number)
-        assert exit_statuses(children) == [75, 75]
-    assert "stopped on request" in output_of(tmp_path, 2, 0)
-    step = max(losses(run))
-    assert RunDir(run).checkpoints().steps() == [step]
-    for i in range(2):
-        rows = rows_in(tmp_path / f"rows2.{i}")
-        assert step - 1 in rows and step not in rows
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_other(tmp_path, victim):
-    run, words = tmp_path / "run", ("pretrain", SCRIPT, "--no-compile-cache", *ENDLESS)
-    words = (*words, "--run-dir", str(run))
-    with started(tmp_path, 2, *words, LEAVE_SECONDS="5") as children:
-        wait_for_steps(children, tmp_path, run)
-        children[victim].kill()
-        status = exit_statuses(children)[1 - victim]
-    # Depends on which notices first: Gloo raises an error, JAX's coordination aborts.
-    assert status in (1, -signal.SIGABRT)
-    assert output_of(tmp_path, 2, 1 - victim)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 
-from jaxpar.cli.main import main
+from jaxpar.cli import main
 from jaxpar.data.tokenizer import BPE
 from jaxpar.errors import UserError
 from jaxpar.models import sizes

@@ -1,22 +1,26 @@
 """Checkpoints of a training state, written and read by Orbax."""
 
-import contextlib
 import dataclasses
-import json
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
-from jaxpar.checkpoint import shape_differences, step_directories
+from jaxpar.checkpoint import (
+    failed_saves,
+    orbax_manager,
+    read_errors,
+    shape_differences,
+    step_directories,
+)
+from jaxpar.checkpoint.best_mark import BestMark
 from jaxpar.checkpoint.manifest_writer import ManifestWriter
+from jaxpar.checkpoint.orbax_manager import BEFORE, rest_of
 from jaxpar.checkpoint.step_directories import MEMORY, PARAMS, REST
 from jaxpar.checkpoint.upgrades import FORMAT, upgraded
-from jaxpar.errors import JaxparError, NoUsableCheckpoint, SaveFailed, UserError
+from jaxpar.errors import NoUsableCheckpoint, SaveFailed, UserError
 from jaxpar.partition import cluster
 
 BOUND = "bound"
@@ -48,6 +52,7 @@ class Checkpoints:
         belongs to every step that is saved, such as the tokenizer.
         """
         self._bound = dict(bound or {})
+        self._n_bytes = 0
         self.directory = directory.absolute()
         if read_only and not self.directory.is_dir():
             raise UserError(f"{self.directory} holds no checkpoints.")
@@ -55,32 +60,12 @@ class Checkpoints:
             with cluster.synchronized():
                 if cluster.is_first():
                     step_directories.prepare(self.directory)
-        # Orbax logs each call as a warning.
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        policies = checkpoint_managers
-        self._manager = ocp.CheckpointManager(
+        self._mark = BestMark(self.directory, shared=not read_only)
+        self._manager = orbax_manager.open_manager(
             self.directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [
-                        policies.LatestN(n=max(keep, 1)),
-                        policies.BestN(n=1, get_metric_fn=_rank),
-                    ]
-                ),
-                best_fn=_rank,
-                # Else Orbax reads the metrics of all steps when it opens, and fails if
-                # those of one are damaged.
-                lightweight_initialize=read_only,
-                read_only=read_only,
-                create=not read_only,
-                cleanup_tmp_directories=not read_only,
-                enable_async_checkpointing=True,
-            ),
-            item_handlers={
-                PARAMS: ocp.StandardCheckpointHandler(),
-                REST: ocp.StandardCheckpointHandler(),
-                MEMORY: ocp.JsonCheckpointHandler(),
-            },
+            keep=keep,
+            read_only=read_only,
+            marked=lambda: self._mark.step,
         )
         self._manifests = ManifestWriter(
             self.directory, self._manager.is_saving_in_progress, on_commit
@@ -95,24 +80,20 @@ class Checkpoints:
         remember, as JSON. best: whether this is the best checkpoint so far.
 
         Raises:
-          SaveFailed: Orbax refused this step.
-          Exception: an earlier save failed; Orbax's own error.
+          SaveFailed: this save could not begin, or an earlier one failed.
         """
         self.wait()
         item = {**memory, "is_best": best, "format": FORMAT, BOUND: self._bound}
-        # Above 0 even at step 0: a fine-tune may be best where it began.
-        rank = float(step + 1) if best else 0.0
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    PARAMS: ocp.args.StandardSave(state.params),
-                    REST: ocp.args.StandardSave(_rest(state)),
-                    MEMORY: ocp.args.JsonSave(item),
-                }
-            ),
-            metrics={"rank": rank},
-        )
+        # Above that of others even at step 0: a fine-tune may be best where it began.
+        rank = float(step + 1) if best else BEFORE
+        self._n_bytes = failed_saves.state_bytes(state)
+        try:
+            self._mark.forget_unless_of(self._manager.all_steps())
+            saved = self._manager.save(
+                step, args=orbax_manager.to_save(state, item), metrics={"rank": rank}
+            )
+        except Exception as error:  # The storage library raises classes of its own.
+            raise self._failed(error, step) from error
         if not saved:
             raise SaveFailed(
                 f"{self.directory}: step {step} was not saved; the newest there is "
@@ -120,22 +101,54 @@ class Checkpoints:
             )
         self._manifests.begin(step)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a save is known to have failed, without waiting; `wait` raises it."""
+        return self._manifests.failed
+
     def wait(self) -> None:
-        """Blocks until every save is on disk; raises the error of one that failed."""
+        """Blocks until every save is on disk.
+
+        Raises:
+          SaveFailed: one failed; what was left of it is removed.
+        """
+        step = self._manifests.step
         try:
             self._manager.wait_until_finished()
+        except Exception as error:  # The storage library raises classes of its own.
+            raise self._failed(error, step) from error
         except BaseException:
             self._manifests.abandon()
             raise
         self._manifests.finish()
 
+    def mark_best(self, step: int) -> None:
+        """Marks a step as the best that was saved before that was known.
+
+        Raises:
+          UserError: there is no checkpoint of this step.
+          SaveFailed: the mark cannot be written.
+        """
+        self._require(step)
+        try:
+            with cluster.synchronized():
+                self._mark.put(step)
+        except OSError as error:
+            raise self._explained(error, f"the mark of step {step}") from error
+
     def close(self) -> None:
-        """Waits for every save, then releases Orbax's threads."""
+        """Waits for every save, then releases Orbax's threads.
+
+        Raises:
+          SaveFailed: a save failed.
+        """
         if cluster.count() > 1:
             # Another process may have failed, and would not take its share.
             self._manifests.abandon()
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """The steps with a complete checkpoint, ascending.
@@ -159,12 +172,17 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The last step that was the best when it was saved; None where none was."""
+        """The last of the steps that `marked_best` lists; None where there is none."""
         return max(self.marked_best(), default=None)
 
     def marked_best(self) -> list[int]:
-        """The steps that were the best when they were saved, ascending."""
-        return [step for step in self.steps() if self._is_best(step)]
+        """The steps that were the best when they were saved or marked, ascending."""
+        return [
+            step
+            for step in self.steps()
+            if step == self._mark.step
+            or step_directories.is_marked_best(self.directory / str(step))
+        ]
 
     def memory(self, step: int) -> dict[str, Any]:
         """What the stopping rule remembered at a step.
@@ -195,12 +213,12 @@ class Checkpoints:
         """
         memory = self.memory(step)  # First, since it checks the format.
         self._require_same(step, PARAMS, target.params)
-        self._require_same(step, REST, _rest(target))
+        self._require_same(step, REST, rest_of(target))
         items = self._read(
             step,
             {
                 PARAMS: ocp.args.StandardRestore(target.params),
-                REST: ocp.args.StandardRestore(_rest(target)),
+                REST: ocp.args.StandardRestore(rest_of(target)),
             },
         )
         state = dataclasses.replace(target, params=items[PARAMS], **items[REST])
@@ -223,11 +241,11 @@ class Checkpoints:
     def _item(self, step: int) -> dict[str, Any]:
         """The JSON item of a step, in today's format."""
         stored = self._read(step, {MEMORY: ocp.args.JsonRestore()})[MEMORY]
-        with self._reports_damage(step):
+        with read_errors.named(self.directory / str(step), self.steps):
             return upgraded(stored, self.directory / str(step))
 
     def _shapes(self, step: int, item: str) -> dict[str, Any]:
-        with self._reports_damage(step):
+        with read_errors.named(self.directory / str(step), self.steps):
             metadata = self._manager.item_metadata(step)[item]
             tree = dict(getattr(metadata, "tree", metadata))
         return jax.tree.map(
@@ -236,30 +254,32 @@ class Checkpoints:
 
     def _read(self, step: int, items: dict[str, Any]) -> Any:
         """Items of a step, each restored as its Orbax arguments say."""
+        self._require(step)
+        with read_errors.named(self.directory / str(step), self.steps):
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _require(self, step: int) -> None:
         if step not in self.steps():
             raise UserError(
                 f"{self.directory} has no checkpoint of step {step}; there are "
                 f"{self.steps()}."
             )
-        with self._reports_damage(step):
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
 
-    @contextlib.contextmanager
-    def _reports_damage(self, step: int) -> Iterator[None]:
-        """Turns the errors of reading into one line that names the damaged step."""
-        try:
-            yield
-        except JaxparError:
-            raise
-        except Exception as error:  # The storage library raises classes of its own.
-            if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
-                raise
-            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            raise NoUsableCheckpoint(
-                f"{self.directory / str(step)} cannot be read ({type(error).__name__}: "
-                f"{first[:200]}); there are {self.steps()}. Restore its files, or move "
-                "it elsewhere to go on from another step."
-            ) from error
+    def _failed(self, error: Exception, step: int | None) -> SaveFailed:
+        """Cleans up after a save that failed; its error as one line."""
+        self._manifests.abandon()
+        if cluster.is_first():
+            failed_saves.remove_unfinished(self.directory)
+        # Orbax has forgotten the steps that it would have deleted after this save.
+        self._manager.reload()
+        what = "a checkpoint" if step is None else f"step {step}"
+        return self._explained(error, what)
+
+    def _explained(self, error: Exception, what: str) -> SaveFailed:
+        newest = self._manager.latest_step()
+        return failed_saves.explained(
+            error, self.directory, what, newest=newest, n_bytes=self._n_bytes
+        )
 
     def _require_same(self, step: int, item: str, target: Any) -> None:
         """Refuses other shapes and types; Orbax would cast types without a warning."""
@@ -269,23 +289,3 @@ class Checkpoints:
                 f"{self.directory / str(step)} holds other {DESCRIPTIONS[item]}: "
                 f"{found}"
             )
-
-    def _is_best(self, step: int) -> bool:
-        path = self.directory / str(step) / MEMORY / "metadata"
-        try:
-            return bool(json.loads(path.read_text()).get("is_best"))
-        except (OSError, ValueError, AttributeError):
-            return False
-
-
-def _rest(state: Any) -> dict[str, Any]:
-    """What a training state has besides parameters."""
-    return {
-        "step": state.step,
-        "opt_state": state.opt_state,
-        "decay_from": state.decay_from,
-    }
-
-
-def _rank(metrics: dict[str, float]) -> float:
-    return metrics["rank"]

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxpar.checkpoint import failed_saves
 from jaxpar.guard import manifest
 from jaxpar.partition import cluster
 
@@ -28,14 +29,21 @@ class ManifestWriter:
     ):
         self._directory, self._is_saving = directory, is_saving
         self._on_commit = on_commit
-        self._step: int | None = None
+        self.step: int | None = None
+        """The step whose save has begun, and was not waited for yet."""
         self._thread: threading.Thread | None = None
-        self._abandoned = threading.Event()
+        self._abandoned, self._failed = threading.Event(), threading.Event()
+
+    @property
+    def failed(self) -> bool:
+        """Whether Orbax has ended the save without a step; one process only knows."""
+        return self._failed.is_set()
 
     def begin(self, step: int) -> None:
         """Expects the manifest of a step, whose save has begun."""
-        self._step = step
+        self.step = step
         self._abandoned.clear()
+        self._failed.clear()
         if cluster.count() == 1:
             self._thread = threading.Thread(
                 target=self._write_when_saved, args=(step,), daemon=True
@@ -44,7 +52,7 @@ class ManifestWriter:
 
     def finish(self) -> None:
         """Returns once the manifest is written; to be called when the save is done."""
-        step, self._step = self._step, None
+        step, self.step = self.step, None
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -54,16 +62,21 @@ class ManifestWriter:
     def abandon(self) -> None:
         """Expects no manifest any more, since the save failed."""
         self._abandoned.set()
-        self._step = None
+        self.step = None
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        self._failed.clear()
 
     def _write_when_saved(self, step: int) -> None:
         while self._is_saving():
             if self._abandoned.wait(POLL_SECONDS):
                 return
-        self._write(step)
+        if (self._directory / str(step)).is_dir():
+            self._write(step)
+        else:
+            failed_saves.remove_unfinished(self._directory)
+            self._failed.set()
 
     def _write(self, step: int) -> None:
         folder = self._directory / str(step)

@@ -62,6 +62,15 @@ def incomplete(directory: Path) -> list[int]:
     ]
 
 
+def is_marked_best(folder: Path) -> bool:
+    """Whether a step says itself that it was the best when it was saved."""
+    try:
+        item = json.loads((folder / MEMORY / "metadata").read_text())
+        return bool(item.get("is_best"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def damage_of_json(folder: Path, name: str) -> Damage | None:
     """What is wrong with a JSON file of a step; nothing where it is missing."""
     try:

@@ -1,5 +1,19 @@
 """The command line: `jaxpar VERB experiments/x.py --field.path value`."""
 
-from jaxpar.cli.main import main
+from collections.abc import Sequence
 
 __all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Does what the words ask for; returns the exit status.
+
+    SIGINT and SIGTERM are handled from the first line on: jaxpar.guard.stopping.
+    """
+    from jaxpar.guard.goodput import within_command
+    from jaxpar.guard.stopping import for_command
+
+    with for_command(), within_command():
+        from jaxpar.cli.dispatch import dispatch
+
+        return dispatch(argv)

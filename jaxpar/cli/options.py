@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from jaxpar.guard.stopping import GRACE_SECONDS
+
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Imports = Annotated[tuple[Path, ...], tyro.conf.arg(name="import")]
 Prompts = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
@@ -60,6 +62,10 @@ class Train(Many, Checked):
     """CPU devices to simulate, over all processes together."""
     compile_cache: Switch = True
     """Compile again, and keep nothing of it for the next time."""
+    grace: float = GRACE_SECONDS
+    """Seconds after a signal in which the run may end its step and save."""
+    watchdog: str = "auto"
+    """Status 42 after no progress: auto, SECONDS of a step, off; auto,PHASE=SECONDS."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

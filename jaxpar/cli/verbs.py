@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxpar.cli import options
+from jaxpar.cli.begin import start_processes, use_compile_cache, watched
 from jaxpar.cli.flags import classes_in, load_experiment, parse, split_first
 from jaxpar.errors import UserError
 
@@ -20,17 +21,18 @@ def pretrain(args: list[str]) -> int:
     from jaxpar.experiment import Pretrain
 
     asked = _with_flags(options.Train, rest, prog, file, Pretrain)
-    _compile_cache(asked.compile_cache)
-    _start(asked)
+    use_compile_cache(asked.compile_cache)
+    start_processes(asked)
     from jaxpar import pretrain
 
-    return pretrain.main(
-        asked.experiment,
-        source_file=Path(file),
-        run_dir=asked.run_dir,
-        devices=asked.devices,
-        check=_check(asked),
-    )
+    with watched(asked):
+        return pretrain.main(
+            asked.experiment,
+            source_file=Path(file),
+            run_dir=asked.run_dir,
+            devices=asked.devices,
+            check=_check(asked),
+        )
 
 
 def finetune(args: list[str]) -> int:
@@ -40,19 +42,20 @@ def finetune(args: list[str]) -> int:
     from jaxpar.experiment import Finetune
 
     asked = _with_flags(options.FinetuneRun, rest, prog, file, Finetune)
-    _compile_cache(asked.compile_cache)
-    _start(asked)
+    use_compile_cache(asked.compile_cache)
+    start_processes(asked)
     from jaxpar import finetune
 
-    return finetune.main(
-        asked.experiment,
-        source_file=Path(file),
-        run_dir=asked.run_dir,
-        devices=asked.devices,
-        step=_step(asked.step),
-        classes=classes_in(asked.imports),
-        check=_check(asked),
-    )
+    with watched(asked):
+        return finetune.main(
+            asked.experiment,
+            source_file=Path(file),
+            run_dir=asked.run_dir,
+            devices=asked.devices,
+            step=_step(asked.step),
+            classes=classes_in(asked.imports),
+            check=_check(asked),
+        )
 
 
 def evaluate(args: list[str]) -> None:
@@ -60,7 +63,7 @@ def evaluate(args: list[str]) -> None:
     prog = "jaxpar evaluate"
     run, rest = split_first(args, options.Evaluate, prog=prog, what="RUN")
     asked = parse(options.Evaluate, rest, prog=f"{prog} {run}")
-    _start(asked)
+    start_processes(asked)
     from jaxpar import evaluate
 
     found = evaluate.main(
@@ -153,7 +156,7 @@ def verify(args: list[str]) -> int:
     from jaxpar.verify.prove import verify
 
     asked = _with_flags(options.Verify, rest, prog, file, Experiment)
-    _compile_cache(True)
+    use_compile_cache(True)
     proof = verify(
         asked.experiment,
         full=asked.full,
@@ -235,21 +238,6 @@ def _numbers(text: str | None) -> list[int] | None:
         raise UserError(
             f"--token-ids {text}: it must be numbers, as in 1,2,3."
         ) from None
-
-
-def _start(asked: options.Many) -> None:
-    from jaxpar.partition import cluster
-
-    cluster.start(asked.coordinator, asked.num_processes, asked.process_id)
-
-
-def _compile_cache(wanted: bool) -> None:
-    if wanted:
-        import jax
-
-        from jaxpar.cache import root
-
-        jax.config.update("jax_compilation_cache_dir", str(root() / "compiled"))
 
 
 def _print_report(report: Any, as_json: bool) -> None:

@@ -1,15 +1,16 @@
 """The loader: batches on the devices, for each step or for one evaluation."""
 
+import functools
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxpar.data.order import order
+from jaxpar.data.order import Skipped, order
 from jaxpar.data.row_checks import fault_of_row, fault_of_rows
 from jaxpar.data.windows import Window, Windows
 from jaxpar.errors import DataWentBad
@@ -17,7 +18,11 @@ from jaxpar.partition.layout import Placed
 
 READ_AHEAD = 2
 """Batches that are read before they are asked for."""
+WAIT_SECONDS = 0.2
+"""Between two questions whether to give up the wait for a batch."""
 Row = dict[str, np.ndarray]
+Ready = Row | BaseException | None
+"""What was read, or why not; None after the last."""
 MakeRow = Callable[[Window], Row]
 
 
@@ -29,12 +34,16 @@ def batches(
     seed: int,
     placed: Placed,
     start: int = 0,
+    skipped: Skipped = (),
     vocab_size: int | None = None,
+    give_up: Callable[[], bool] | None = None,
 ) -> Generator[dict[str, jax.Array]]:
     """The batches of step `start` and of all later steps: fields [B, T].
 
     Each process reads only the rows of its own devices, READ_AHEAD steps in advance.
-    vocab_size: the model's, to refuse other token ids; None checks none.
+    skipped: windows that are in no batch from a step on, as `order` takes them.
+    vocab_size: the model's, to refuse other token ids; None checks none. give_up: where
+    it turns true while a batch is awaited, the batches end.
 
     Raises:
       DataWentBad: a row could not be read, its fields have different lengths, or an id
@@ -44,12 +53,12 @@ def batches(
     rows = _rows_of_this_process(sharding, batch_size)
 
     def read(step: int) -> Row:
-        ids = order(seed, step, batch_size, len(windows))
+        ids = order(seed, step, batch_size, len(windows), skipped)
         made = [_row(windows, make_row, step, i, ids[i], vocab_size) for i in rows]
         return _stacked(made, rows, step)
 
     # The thread uses only NumPy: one inside JAX at exit could abort the process.
-    read_rows = _read_ahead(read, start)
+    read_rows = _read_ahead(read, itertools.count(start), give_up)
     return (_global(fields, rows, batch_size, placed) for fields in read_rows)
 
 
@@ -64,9 +73,10 @@ class EvalBatches:
         batch_size: int,
         placed: Placed,
         vocab_size: int | None = None,
+        give_up: Callable[[], bool] | None = None,
     ):
         self._windows, self._make_row = windows, make_row
-        self._vocab_size = vocab_size
+        self._vocab_size, self._give_up = vocab_size, give_up
         self._batch_size = batch_size
         self._placed = placed
 
@@ -76,13 +86,22 @@ class EvalBatches:
     def __getitem__(self, k: int) -> dict[str, jax.Array]:
         if not 0 <= k < len(self):
             raise IndexError(f"Batch {k} of {len(self)}.")
-        sharding = self._placed.sharding(("batch", "seq"))
-        rows = _rows_of_this_process(sharding, self._batch_size)
-        fields = _stacked([self._row(k, i) for i in rows], rows, k)
-        return _global(fields, rows, self._batch_size, self._placed)
+        return self._placed_globally(self._read(k))
 
     def __iter__(self) -> Iterator[dict[str, jax.Array]]:
-        return (self[k] for k in range(len(self)))
+        read = _read_ahead(self._read, range(len(self)), self._give_up)
+        return map(self._placed_globally, read)
+
+    def _read(self, k: int) -> Row:
+        return _stacked([self._row(k, i) for i in self._rows], self._rows, k)
+
+    def _placed_globally(self, fields: Row) -> dict[str, jax.Array]:
+        return _global(fields, self._rows, self._batch_size, self._placed)
+
+    @functools.cached_property
+    def _rows(self) -> list[int]:
+        sharding = self._placed.sharding(("batch", "seq"))
+        return _rows_of_this_process(sharding, self._batch_size)
 
     def _row(self, k: int, i: int) -> Row:
         window = k * self._batch_size + i
@@ -101,14 +120,16 @@ def eval_batches(
     batch_size: int,
     placed: Placed,
     vocab_size: int | None = None,
+    give_up: Callable[[], bool] | None = None,
 ) -> EvalBatches:
-    """Batches [B, T] that hold each window once; the rows are checked as above."""
+    """Batches [B, T] that hold each window once; as above, and with an end."""
     return EvalBatches(
         windows,
         make_row,
         batch_size=batch_size,
         placed=placed,
         vocab_size=vocab_size,
+        give_up=give_up,
     )
 
 
@@ -173,42 +194,66 @@ def _global(
     return {name: array(values) for name, values in fields.items()}
 
 
-def _read_ahead(read: Callable[[int], Row], start: int) -> Iterator[Row]:
-    """read(start), read(start + 1), ... in a thread that ends with this iterator."""
-    ready: queue.Queue[Row | Exception] = queue.Queue(READ_AHEAD)
+def _read_ahead(
+    read: Callable[[int], Row],
+    numbers: Iterable[int],
+    give_up: Callable[[], bool] | None,
+) -> Iterator[Row]:
+    """read(i) for each number, in a thread that ends with this iterator."""
+    ready: queue.Queue[Ready] = queue.Queue(READ_AHEAD)
     stop = threading.Event()
     thread = threading.Thread(
-        target=_fill, args=(read, start, ready, stop), name="jaxpar-read-ahead"
+        target=_fill, args=(read, numbers, ready, stop), name="jaxpar-read-ahead"
     )
     thread.daemon = True
     thread.start()
     try:
         while True:
-            result = ready.get()
-            if isinstance(result, Exception):
+            result = _await(ready, give_up)
+            if result is None:
+                return
+            if isinstance(result, BaseException):
                 raise result
             yield result
     finally:
         stop.set()
 
 
+def _await(
+    ready: queue.Queue[Ready], give_up: Callable[[], bool] | None
+) -> Ready:
+    """The next of the queue; None where it was given up."""
+    if give_up is None:
+        return ready.get()
+    while True:
+        try:
+            return ready.get(timeout=WAIT_SECONDS)
+        except queue.Empty:
+            if give_up():
+                return None
+
+
 def _fill(
     read: Callable[[int], Row],
-    start: int,
-    ready: queue.Queue[Row | Exception],
+    numbers: Iterable[int],
+    ready: queue.Queue[Ready],
     stop: threading.Event,
 ) -> None:
-    """Puts each step's rows into the queue, until an error or until `stop` is set."""
-    for step in itertools.count(start):
-        try:
-            result = read(step)
-        except Exception as error:  # It is raised where the batch is awaited.
-            result = error
+    """Queues what is read, up to an error or until `stop` is set; then None."""
+    results: Iterator[Ready] = map(functools.partial(_read_or_error, read), numbers)
+    for result in itertools.chain(results, [None]):
         while not stop.is_set():
             try:
                 ready.put(result, timeout=0.1)
                 break
             except queue.Full:
                 continue
-        if stop.is_set() or isinstance(result, Exception):
+        if stop.is_set() or isinstance(result, BaseException):
             return
+
+
+def _read_or_error(read: Callable[[int], Row], number: int) -> Row | BaseException:
+    try:
+        return read(number)
+    except BaseException as error:  # It is raised where the batch is awaited.
+        return error

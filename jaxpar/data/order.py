@@ -1,24 +1,35 @@
 """The order of rows: which window is in which row of which step."""
 
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 
 from jaxpar.errors import UserError
 
 ROUNDS = 8
+Skipped = Sequence[tuple[int, int]]
+"""Pairs (from_step, window): the window is in no batch from the one of that step on."""
 
 
-def order(seed: int, step: int, rows: int, n_windows: int) -> np.ndarray:
+def order(
+    seed: int, step: int, rows: int, n_windows: int, skipped: Skipped = ()
+) -> np.ndarray:
     """Window numbers [rows] of a step; each epoch has a permutation of its own.
 
     Row i of step s is number s * rows + i of the endless sequence of epochs, so it
     depends only on (seed, s, i), and any step is computed without those before it.
 
+    From a skipped window's step on, the sequence goes on from where it is without that
+    window: what is left of the epoch, and every later epoch, holds each other window
+    once. The order of step s depends on the pairs with from_step <= s only.
+
     Raises:
-      UserError: there are no windows.
+      UserError: there are no windows, or all are skipped.
     """
     if n_windows < 1:
         raise UserError(f"n_windows={n_windows}: there are no windows to train on.")
-    numbers = step * rows + np.arange(rows, dtype=np.int64)
+    numbers = _numbers(seed, step, rows, n_windows, skipped)
     epochs, places = numbers // n_windows, numbers % n_windows
     ids = np.empty(rows, np.int64)
     for epoch in np.unique(epochs):
@@ -33,12 +44,70 @@ def shuffled(places: np.ndarray, n: int, *key: int) -> np.ndarray:
     A Feistel network (Luby and Rackoff, 1988) on the next even number of bits, applied
     again where its result is n or more (cycle walking: Black and Rogaway, 2002).
     """
-    half = max((int(n - 1).bit_length() + 1) // 2, 1)
-    keys = _round_keys(key)
+    half, keys = _half_of(n), _round_keys(key)
     values = _feistel(places.astype(np.uint64), half, keys)
     while (outside := values >= n).any():
         values[outside] = _feistel(values[outside], half, keys)
     return values.astype(np.int64)
+
+
+def places_of(windows: np.ndarray, n: int, *key: int) -> np.ndarray:
+    """The inverse of `shuffled`: where in the permutation each window stands."""
+    half, keys = _half_of(n), _round_keys(key)
+    values = _inverse_feistel(windows.astype(np.uint64), half, keys)
+    while (outside := values >= n).any():
+        values[outside] = _inverse_feistel(values[outside], half, keys)
+    return values.astype(np.int64)
+
+
+def _numbers(
+    seed: int, step: int, rows: int, n_windows: int, skipped: Skipped
+) -> np.ndarray:
+    """Which elements of the endless sequence of epochs are the rows of a step."""
+    begun = sorted(pair for pair in skipped if pair[0] <= step)
+    start, since, gone = 0, 0, np.empty(0, np.int64)
+    for from_step, pairs in itertools.groupby(begun, key=lambda pair: pair[0]):
+        before = np.array([(from_step - since) * rows])
+        start = int(_passing_over(gone, start, before, n_windows, seed)[0])
+        since = from_step
+        gone = np.union1d(gone, [window for _, window in pairs])
+    ahead = (step - since) * rows + np.arange(rows, dtype=np.int64)
+    return _passing_over(gone, start, ahead, n_windows, seed)
+
+
+def _passing_over(
+    gone: np.ndarray, start: int, ahead: np.ndarray, n: int, seed: int
+) -> np.ndarray:
+    """The elements that come `ahead` places after `start`, if some are not counted.
+
+    gone: the windows that are not counted.
+    """
+    if not gone.size:
+        return start + ahead
+    left = n - gone.size
+    if left < 1:
+        raise UserError(f"All {n} windows are skipped: there are none to train on.")
+    epoch, place = divmod(start, n)
+    # How many places of the first epoch are counted, and lie before the start.
+    counted = place - np.searchsorted(_sorted_places(gone, n, seed, epoch), place)
+    epochs, ranks = np.divmod(counted + ahead, left)
+    numbers = np.empty_like(ahead)
+    for later in np.unique(epochs):
+        inside = epochs == later
+        there = _sorted_places(gone, n, seed, epoch + int(later))
+        # As many of them lie before the counted place of each rank.
+        passed = np.searchsorted(there - np.arange(gone.size), ranks[inside], "right")
+        numbers[inside] = (epoch + later) * n + ranks[inside] + passed
+    return numbers
+
+
+def _sorted_places(windows: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.sort(places_of(windows, n, seed, epoch))
+
+
+def _half_of(n: int) -> int:
+    """Half of the bits that hold each number below n; 1 or more."""
+    return max((int(n - 1).bit_length() + 1) // 2, 1)
 
 
 def _feistel(values: np.ndarray, half: int, keys: list[np.uint64]) -> np.ndarray:
@@ -46,6 +115,16 @@ def _feistel(values: np.ndarray, half: int, keys: list[np.uint64]) -> np.ndarray
     left, right = values >> bits, values & mask
     for key in keys:
         left, right = right, left ^ (_mixed(right ^ key) & mask)
+    return (left << bits) | right
+
+
+def _inverse_feistel(
+    values: np.ndarray, half: int, keys: list[np.uint64]
+) -> np.ndarray:
+    bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    left, right = values >> bits, values & mask
+    for key in reversed(keys):
+        left, right = right ^ (_mixed(left ^ key) & mask), left
     return (left << bits) | right
 
 

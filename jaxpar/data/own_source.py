@@ -1,11 +1,14 @@
 """Errors of a source from outside the package, with the source and the record."""
 
+import codecs
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxpar.errors import JaxparError, UserError
 from jaxpar.sources.corpus import Corpus, Document
+
+BLOCK_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
@@ -32,11 +35,20 @@ def named(owner: Any, place: str = "") -> Iterator[None]:
         ) from error
 
 
-def text_of(corpus: Corpus, part: str, documents: Sequence[Document], i: int) -> bytes:
+def text_of(
+    corpus: Corpus,
+    part: str,
+    documents: Sequence[Document],
+    i: int,
+    *,
+    must_be_utf8: bool = False,
+) -> bytes:
     """The text of one document.
 
+    must_be_utf8: whether the tokenizer can read no other bytes.
+
     Raises:
-      UserError: it is no bytes, or a user's own corpus cannot give it.
+      UserError: it is no bytes, or not UTF-8, or a user's own corpus cannot give it.
     """
     place = f"document {i} of the part {part!r}"
     with named(corpus, place):
@@ -47,4 +59,26 @@ def text_of(corpus: Corpus, part: str, documents: Sequence[Document], i: int) ->
                 f"{corpus.source}, {place} ({document.name}): its text is of type "
                 f"{type(text).__name__}; it must be bytes, in UTF-8."
             )
+        if must_be_utf8 and (fault := _fault_of_utf8(text)) is not None:
+            raise UserError(
+                f"{corpus.source}, {place} ({document.name}): its text is not UTF-8 at "
+                f"byte {fault}; tokenizer=Bytes() reads any bytes."
+            )
         return text
+
+
+def _fault_of_utf8(text: bytes) -> int | None:
+    """Where a text stops being UTF-8; None where all of it is.
+
+    It is decoded in blocks, so that a long text takes no multiple of its size.
+    """
+    decoder, checked = codecs.getincrementaldecoder("utf-8")(), 0
+    try:
+        for start in range(0, len(text) or 1, BLOCK_BYTES):
+            is_last = start + BLOCK_BYTES >= len(text)
+            decoder.decode(text[start : start + BLOCK_BYTES], final=is_last)
+            # The decoder keeps the bytes of a character that a block cuts.
+            checked = start + BLOCK_BYTES - len(decoder.getstate()[0])
+    except UnicodeDecodeError as error:
+        return checked + error.start
+    return None

@@ -7,6 +7,8 @@ from typing import Any
 
 from jaxpar import cache
 from jaxpar.data import own_source, token_files, tokenizer, windows
+from jaxpar.data.block_checksums import damaged
+from jaxpar.data.stored_tokens import open_token_file
 from jaxpar.data.tokenizer import Tokenizer, TokenizerConfig
 from jaxpar.data.windows import Rows, TokenFile, Windows
 from jaxpar.errors import UserError
@@ -34,7 +36,11 @@ class Prepared:
 
 
 def learned(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:
-    """The tokenizer learned from the training part; it is kept in the cache."""
+    """The tokenizer learned from the training part; it is kept in the cache.
+
+    Raises:
+      DataWentBad: the one in the cache has changed since it was learned.
+    """
     name = cache.key(
         config=[type(config).__name__, dataclasses.asdict(config)],
         content=corpus.versioned_fingerprint(),
@@ -47,7 +53,14 @@ def learned(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:
         texts = (own_source.text_of(corpus, "train", documents, i) for i in numbers)
         config.build(texts).save(directory)
 
-    return tokenizer.load(cache.build_once(cache.root() / "tokenizers" / name, build))
+    path = cache.build_once(cache.root() / "tokenizers" / name, build)
+    try:
+        return tokenizer.load(path)
+    except UserError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise
+        what = f"holds no good tokenizer ({error})"
+        raise damaged(path, what, preparation=path) from error
 
 
 def text(
@@ -56,8 +69,8 @@ def text(
     """Documents one after another, in windows of `seq_len` targets."""
     need_documents(corpus)
     path = _write_documents(corpus, tokens, progress=progress)
-    train_file = windows.open_token_file(path / "train", tokens.pad_id)
-    heldout_file = windows.open_token_file(path / "heldout", tokens.pad_id)
+    train_file = open_token_file(path / "train", tokens)
+    heldout_file = open_token_file(path / "heldout", tokens)
     train = windows.full_windows(train_file, seq_len)
     heldout = windows.all_windows(heldout_file, seq_len)
     if (have := len(heldout_file.tokens)) < seq_len + 1:
@@ -98,7 +111,7 @@ def answer_rows(
     path: pathlib.Path, corpus: Corpus, tokens: Tokenizer, seq_len: int, too_long: str
 ) -> Rows:
     """One part's rows, from its folder of token files; see `answers`."""
-    rows = Rows(windows.open_token_file(path, tokens.pad_id), seq_len)
+    rows = Rows(open_token_file(path, tokens), seq_len)
     if too_long == "refuse" and (n := rows.n_cut + rows.n_left_out):
         raise UserError(
             f"{corpus.source}: {n} of {len(rows) + rows.n_left_out} examples in "
@@ -117,9 +130,7 @@ def everything(corpus: Corpus, tokens: Tokenizer, *, seq_len: int) -> Windows:
         return answer_rows(path / part, corpus, tokens, seq_len, "refuse")
     need_documents(corpus)
     path = _write_documents(corpus, tokens, progress=True)
-    return windows.all_windows(
-        windows.open_token_file(path / part, tokens.pad_id), seq_len
-    )
+    return windows.all_windows(open_token_file(path / part, tokens), seq_len)
 
 
 def need_documents(corpus: Corpus) -> None:

@@ -5,6 +5,9 @@ from typing import Any
 
 import numpy as np
 
+NO_NUMBERS = "OSUMmV"
+"""Kinds of NumPy's types that no model computes with, such as texts and objects."""
+
 
 def fault_of_row(row: Any, vocab_size: int | None) -> str | None:
     """What is wrong with a row, in words; None where nothing is.
@@ -14,11 +17,15 @@ def fault_of_row(row: Any, vocab_size: int | None) -> str | None:
     """
     if not isinstance(row, dict) or not row:
         return f"row() returned a {type(row).__name__}, not a dictionary of arrays"
-    shapes = {name: np.shape(values) for name, values in row.items()}
-    if flat := [name for name, shape in shapes.items() if not shape]:
-        return f"its field {flat[0]!r} is a single number; each field is [T]"
-    if len({shape[0] for shape in shapes.values()}) > 1:
+    for name, values in row.items():
+        if fault := _fault_of_field(name, values):
+            return fault
+    if len({np.shape(values)[0] for values in row.values()}) > 1:
         return f"its fields have different lengths: {_lengths(row)}"
+    if "weights" not in row:
+        return (
+            f"it has no field 'weights', which says what is scored; there are {[*row]}"
+        )
     if vocab_size is None:
         return None
     for name in ("tokens", "targets"):
@@ -33,6 +40,22 @@ def fault_of_rows(rows: Sequence[dict[str, np.ndarray]]) -> tuple[int, str] | No
     for i, row in enumerate(rows):
         if {name: np.shape(values) for name, values in row.items()} != first:
             return i, f"its fields are {_lengths(row)}, and before {_lengths(rows[0])}"
+    return None
+
+
+def _fault_of_field(name: Any, values: Any) -> str | None:
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError) as error:
+        # NumPy's word for lists of different lengths is "inhomogeneous".
+        return f"its field {name!r} is no array: {error}"
+    if not array.shape:
+        kind = type(values).__name__
+        is_number = array.dtype.kind not in NO_NUMBERS
+        what = "a single number" if is_number else f"of type {kind}"
+        return f"its field {name!r} is {what}; each field is [T]"
+    if array.dtype.kind in NO_NUMBERS and array.dtype.name[:2] not in ("bf", "fl"):
+        return f"its field {name!r} holds {array.dtype}, not numbers"
     return None
 
 
@@ -56,4 +79,9 @@ def _fault_of_ids(row: dict[str, Any], name: str, vocab_size: int) -> str | None
 
 
 def _lengths(row: dict[str, np.ndarray]) -> str:
-    return ", ".join(f"{name} {np.shape(values)[0]}" for name, values in row.items())
+    """Each field's length, or its shape where it has more axes than one."""
+    shapes = {name: np.shape(values) for name, values in row.items()}
+    return ", ".join(
+        f"{name} {shape[0] if len(shape) == 1 else list(shape)}"
+        for name, shape in shapes.items()
+    )

@@ -79,10 +79,10 @@ class Text(DocumentSource):
     """Plain documents: stdlib, synthetic, files:GLOB or tfds:NAME."""
 
     source: str = "stdlib"
-    """Documents: stdlib, synthetic, files:GLOB (text, .jsonl, .parquet), tfds:NAME."""
+    """Documents: stdlib, synthetic, files:GLOB (text, JSON, .parquet), tfds:NAME."""
     text_field: str = added("text")
-    """Field that holds the text of .jsonl, .parquet and tfds: records; "" reads files
-    as plain text, whatever their names."""
+    """Field that holds the text of JSON, .parquet and tfds: records; "" reads files as
+    plain text, whatever they hold."""
 
     def corpus(self) -> Corpus:
         return open_source(self.source, text_field=self.text_field)
@@ -99,8 +99,8 @@ class Pairs(Source):
     """
 
     source: str = "stdlib"
-    """Examples: stdlib (functions with docstrings as answers), or files:GLOB of .jsonl
-    or .parquet with the fields prompt and answer; any other source is plain text."""
+    """Examples: stdlib (functions with docstrings as answers), or files:GLOB of JSON or
+    .parquet with the fields prompt and answer; any other source is plain text."""
     too_long: Literal["refuse", "cut"] = dataclasses.field(
         default="refuse", kw_only=True
     )
@@ -108,7 +108,7 @@ class Pairs(Source):
     an answer that does not fit is left out then."""
     text_field: str = added("text")
     """Field that holds the text of records that are not examples; "" reads files as
-    plain text, whatever their names."""
+    plain text, whatever they hold."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,7 +1,7 @@
 """Token files: documents or examples, tokenised once and written to the cache."""
 
 import functools
-import json
+import itertools
 import lzma
 import math
 import pathlib
@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxpar import cache
+from jaxpar.data import stored_tokens
+from jaxpar.data.block_checksums import ChecksumWriter
 from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.data.windows import Items
 from jaxpar.errors import UserError
@@ -23,15 +25,20 @@ BULK_BYTES = 4_000_000
 """Text that is tokenised in one call."""
 PIECE_BYTES = 1_000_000
 """Longer texts are cut into pieces, which are tokenised in parallel."""
+GROUP_PIECES = 16
+"""Pieces of one long text that are tokenised in one call."""
 PROBE_BYTES = 2_000
 
 
 class Encoded(NamedTuple):
-    """An item with the ids of its prompt's and of its answer's pieces."""
+    """An item with the ids of its prompt's pieces, and of its answer's in groups.
+
+    Those of a long answer are made when they are asked for.
+    """
 
     item: Example
     prompt: list[np.ndarray]
-    answer: list[np.ndarray]
+    answer: Iterable[list[np.ndarray]]
 
 
 def write_token_files(
@@ -88,7 +95,7 @@ def _write(
         small = name != "train" and 0 < meta["bytes"] <= XZ_LIMIT
         texts = (item.answer for item in items)
         meta["xz_nats_per_byte"] = xz_nats_per_byte(texts) if small else None
-        (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+        stored_tokens.write_meta(folder, meta)
 
 
 def _write_tokens(
@@ -105,13 +112,16 @@ def _write_tokens(
     """
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     prompts, ends, sizes, end, largest = [], [], [], 0, 0
-    with open(folder / "tokens.bin", "wb") as file:
+    with ChecksumWriter(folder / stored_tokens.TOKENS) as file:
         for encoded in _encoded(items, name, tokenizer, progress):
-            ids = [[tokenizer.bos_id], *encoded.prompt, *encoded.answer]
-            ids = np.append(np.concatenate(ids), tokenizer.eos_id)
-            file.write(ids.astype(dtype).tobytes())
-            end += len(ids)
-            largest = max(largest, int(ids.max()))
+            head = [[tokenizer.bos_id], *encoded.prompt]
+            for group in itertools.chain(
+                [head], encoded.answer, [[[tokenizer.eos_id]]]
+            ):
+                ids = np.concatenate(group)
+                file.write(ids.astype(dtype).tobytes())
+                end += len(ids)
+                largest = max(largest, int(ids.max()))
             ends.append(end)
             prompts.append(1 + sum(len(piece) for piece in encoded.prompt))
             sizes.append(len(encoded.item.answer))
@@ -121,16 +131,17 @@ def _write_tokens(
             f"{tokenizer.vocab_size}; repair its vocab_size."
         )
     items_of_file = Items(np.array(ends), np.array(prompts), np.array(sizes))
-    items_of_file.save(folder / "items.npy")
+    items_facts = stored_tokens.write_items(folder, items_of_file)
     return {
         "dtype": np.dtype(dtype).name,
         "items": len(ends),
         "tokens": end,
         "bytes": sum(sizes),
         "max_id": largest,
-        "sha256": cache.sha256(folder / "tokens.bin"),
+        "sha256": file.sha256.hexdigest(),
         "tokenizer": tokenizer.fingerprint,
         "probe": _probe(items, tokenizer),
+        "files": {stored_tokens.TOKENS: file.facts, stored_tokens.ITEMS: items_facts},
     }
 
 
@@ -146,42 +157,58 @@ def _encoded(
         total=len(items), desc=f"tokenise {name}", unit="doc", disable=off
     ) as bar:
         for bulk in _bulks(items):
-            cut = [(_pieces(item.prompt), _pieces(item.answer)) for item in bulk]
-            flat = [piece for both in cut for pieces in both for piece in pieces]
-            ids = iter(tokenizer.encode_many(flat))
-            for item, (prompt, answer) in zip(bulk, cut, strict=True):
-                prompt_ids = [next(ids) for _ in prompt]
-                yield Encoded(item, prompt_ids, [next(ids) for _ in answer])
+            if len(bulk) == 1:
+                yield _encoded_alone(bulk[0], tokenizer)
+            else:
+                yield from _encoded_together(bulk, tokenizer)
             bar.update(len(bulk))
 
 
+def _encoded_together(bulk: list[Example], tokenizer: Tokenizer) -> Iterator[Encoded]:
+    cut = [([*_pieces(item.prompt)], [*_pieces(item.answer)]) for item in bulk]
+    flat = [piece for both in cut for pieces in both for piece in pieces]
+    ids = iter(tokenizer.encode_many(flat))
+    for item, (prompt, answer) in zip(bulk, cut, strict=True):
+        prompt_ids = [next(ids) for _ in prompt]
+        answer_ids = [next(ids) for _ in answer]
+        yield Encoded(item, prompt_ids, [answer_ids] if answer_ids else [])
+
+
+def _encoded_alone(item: Example, tokenizer: Tokenizer) -> Encoded:
+    """One item, of whose answer no more than GROUP_PIECES are in memory at a time."""
+    prompt, pieces = [*_pieces(item.prompt)], _pieces(item.answer)
+    groups = iter(lambda: [*itertools.islice(pieces, GROUP_PIECES)], [])
+    answer = map(tokenizer.encode_many, groups)
+    return Encoded(item, tokenizer.encode_many(prompt), answer)
+
+
 def _bulks(items: Sequence[Example]) -> Iterator[list[Example]]:
-    """The items in lists of BULK_BYTES or a little more."""
+    """The items in lists of about BULK_BYTES; one that is longer is alone."""
     bulk, size = [], 0
     for item in items:
-        bulk.append(item)
-        size += len(item.prompt) + len(item.answer)
-        if size >= BULK_BYTES:
+        added = len(item.prompt) + len(item.answer)
+        if bulk and size + added > BULK_BYTES:
             yield bulk
             bulk, size = [], 0
+        bulk.append(item)
+        size += added
     if bulk:
         yield bulk
 
 
-def _pieces(text: bytes) -> list[bytes]:
+def _pieces(text: bytes) -> Iterator[bytes]:
     """A text, cut at line ends where it is longer than PIECE_BYTES."""
-    pieces, start = [], 0
+    start = 0
     while len(text) - start > PIECE_BYTES:
         stop = text.rfind(b"\n", start, start + PIECE_BYTES) + 1
         if stop <= start:
             stop = start + PIECE_BYTES
             while text[stop] & 0xC0 == 0x80:  # In the middle of a UTF-8 character.
                 stop -= 1
-        pieces.append(text[start:stop])
+        yield text[start:stop]
         start = stop
     if start < len(text):
-        pieces.append(text[start:])
-    return pieces
+        yield text[start:]
 
 
 def _probe(items: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -194,8 +221,8 @@ def _probe(items: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _check_probes(path: pathlib.Path, tokenizer: Tokenizer) -> None:
     """Refuses token files that the installed libraries would write differently."""
-    for file in sorted(path.glob("*/meta.json")):
-        probe = json.loads(file.read_text())["probe"]
+    for file in sorted(path.glob(f"*/{stored_tokens.META}")):
+        probe = stored_tokens.read_meta(file.parent)["probe"]
         if tokenizer.encode(probe["text"].encode()).tolist() != probe["ids"]:
             raise UserError(
                 f"{file} holds other tokens for {probe['text'][:40]!r} than the "

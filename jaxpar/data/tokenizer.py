@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxpar import atomic
 from jaxpar.config import require_positive
 from jaxpar.errors import UserError
 
@@ -20,7 +21,7 @@ SPECIAL = ("pad", "bos", "eos")
 FILE = "tokenizer.json"
 """The tokenizer, in the format of the `tokenizers` library."""
 MARK = "jaxpar_tokenizer.json"
-"""Type and fingerprint of the tokenizer in a directory."""
+"""Type and fingerprint of the tokenizer in a directory, and the hash of its FILE."""
 
 
 class Tokenizer(abc.ABC):
@@ -118,9 +119,12 @@ class BPETokenizer(Tokenizer):
         return self.model.decode(plain, skip_special_tokens=False)
 
     def save(self, directory: str | pathlib.Path) -> None:
-        """FILE, which does not contain the special ids, and MARK."""
-        _write_mark(directory, "BPE", self.fingerprint)
-        self.model.save(str(pathlib.Path(directory, FILE)))
+        """FILE, which does not contain the special ids, and MARK with its hash."""
+        content = self.model.to_str(pretty=True).encode()
+        pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+        atomic.write_bytes(pathlib.Path(directory, FILE), content)
+        digest = hashlib.sha256(content).hexdigest()
+        _write_mark(directory, "BPE", self.fingerprint, file_sha256=digest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +190,9 @@ def load(directory: str | pathlib.Path) -> Tokenizer:
     try:
         mark = json.loads(pathlib.Path(directory, MARK).read_text())
         name, expected = mark["type"], mark["fingerprint"]
-    except (OSError, ValueError, KeyError) as error:
+        if unknown := mark.keys() - {"type", "fingerprint", "file_sha256"}:
+            raise ValueError(f"it has the unknown keys {sorted(unknown)}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{directory} holds no tokenizer: {MARK} cannot be read ({error})."
         ) from error
@@ -195,6 +201,8 @@ def load(directory: str | pathlib.Path) -> Tokenizer:
             f"{directory} holds an unknown tokenizer {name!r}; jaxpar knows "
             f"{[*_LOADERS]}."
         )
+    if digest := mark.get("file_sha256"):  # Older versions did not write it.
+        _check_hash(pathlib.Path(directory, FILE), digest)
     tokenizer = _LOADERS[name](pathlib.Path(directory))
     if tokenizer.fingerprint != expected:
         raise UserError(
@@ -202,6 +210,19 @@ def load(directory: str | pathlib.Path) -> Tokenizer:
             f"{expected[:16]} was saved; copy the directory again from its source."
         )
     return tokenizer
+
+
+def _check_hash(path: pathlib.Path, sha256: str) -> None:
+    """Refuses a file with other bytes, also where its vocabulary is still the same."""
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
+    if found != sha256:
+        raise UserError(
+            f"{path} is not what was saved (its hash differs); copy {path.parent} "
+            "again from its source."
+        )
 
 
 def _load_bytes(directory: pathlib.Path) -> Tokenizer:
@@ -222,11 +243,13 @@ def _load_bpe(directory: pathlib.Path) -> Tokenizer:
 _LOADERS = {"Bytes": _load_bytes, "BPE": _load_bpe}
 
 
-def _write_mark(directory: str | pathlib.Path, name: str, fingerprint: str) -> None:
+def _write_mark(
+    directory: str | pathlib.Path, name: str, fingerprint: str, **more: str
+) -> None:
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    mark = {"type": name, "fingerprint": fingerprint}
-    (directory / MARK).write_text(json.dumps(mark) + "\n")
+    mark = {"type": name, "fingerprint": fingerprint, **more}
+    atomic.write_bytes(directory / MARK, (json.dumps(mark) + "\n").encode())
 
 
 def _utf8(text: bytes) -> str:

@@ -2,17 +2,9 @@
 
 import abc
 import dataclasses
-import json
-import pathlib
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
-
-from jaxpar import cache
-from jaxpar.errors import UserError
-
-CHECKED_BYTES = 1 << 30
-"""Token files up to this size are hashed when they are opened."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,19 +31,12 @@ class Items(NamedTuple):
     sizes: np.ndarray
     """Bytes of each item's answer."""
 
-    @classmethod
-    def load(cls, path: pathlib.Path) -> "Items":
-        """What `save` wrote.
 
-        Raises:
-          OSError, ValueError: the file cannot be read.
-        """
-        ends, prompts, sizes = np.load(path, allow_pickle=False)
-        return cls(ends, prompts, sizes)
+class Ids(Protocol):
+    """A sequence of token ids, of which slices are read: an array, or a file."""
 
-    def save(self, path: pathlib.Path) -> None:
-        """One array [3, items], in the order of the fields."""
-        np.save(path, np.array([self.ends, self.prompts, self.sizes], np.int64))
+    def __len__(self) -> int: ...
+    def __getitem__(self, where: slice, /) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +46,7 @@ class TokenFile:
     A plain document has an empty prompt. `ends`, `prompts` and `sizes` are as in Items.
     """
 
-    tokens: np.ndarray
+    tokens: Ids
     ends: np.ndarray
     prompts: np.ndarray
     sizes: np.ndarray
@@ -178,32 +163,6 @@ def full_windows(file: TokenFile, seq_len: int) -> Stream:
 def all_windows(file: TokenFile, seq_len: int) -> Stream:
     """Windows with every token; the last one is padded, with weight 0."""
     return Stream(file, seq_len, -(-(len(file.tokens) - 1) // seq_len))
-
-
-def open_token_file(directory: pathlib.Path, pad_id: int) -> TokenFile:
-    """Opens what `write_token_files` wrote for one part, memory-mapped.
-
-    Raises:
-      UserError: the files cannot be read, or have changed since they were written.
-    """
-    try:
-        meta = json.loads((directory / "meta.json").read_text())
-        path = directory / "tokens.bin"
-        tokens = np.memmap(path, np.dtype(meta["dtype"]), "r")
-        items = Items.load(directory / "items.npy")
-        damaged = len(tokens) != meta["tokens"] or len(items.ends) != meta["items"]
-        if not damaged and path.stat().st_size <= CHECKED_BYTES:
-            damaged = cache.sha256(path) != meta["sha256"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{directory} cannot be read ({error}); delete it and prepare again."
-        ) from error
-    if damaged:
-        raise UserError(
-            f"{path} is not what was prepared (its length or hash differs); delete "
-            f"{directory} and prepare again."
-        )
-    return TokenFile(tokens, *items, pad_id, meta["xz_nats_per_byte"])
 
 
 def _padded(

@@ -35,6 +35,9 @@ class Phases:
         self._stack: list[Phase] = ["start"]
         self._spent = dict.fromkeys(PHASES, 0.0)
         self._since = self._progress = clock()
+        self.follower: Callable[[Phase, bool], None] = _ignore
+        """Called with the present phase after each change of phase, with False, and
+        after each progress, with True."""
 
     @contextlib.contextmanager
     def doing(self, phase: Phase) -> Iterator[None]:
@@ -46,8 +49,12 @@ class Phases:
             self._switch(self._stack.pop)
 
     def made_progress(self) -> None:
-        """Something was finished in this phase, such as a step or a batch."""
+        """Something was finished in this phase, such as a batch.
+
+        In `compute`: every step begun so far has finished on the device.
+        """
         self._progress = self._clock()
+        self.follower(self._stack[-1], True)
 
     def now(self) -> Now:
         """The present phase, and for how long it has made no progress."""
@@ -67,6 +74,11 @@ class Phases:
             self._spent[self._stack[-1]] += now - self._since
             change()
             self._since = self._progress = now
+        self.follower(self._stack[-1], False)
+
+
+def _ignore(phase: Phase, progress: bool) -> None:
+    """The follower where nobody follows."""
 
 
 PROCESS = Phases()

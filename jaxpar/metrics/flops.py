@@ -1,13 +1,21 @@
-"""Model FLOPs of a function, counted in its jaxpr."""
+"""Model FLOPs of a function, and of a training step, counted in jaxprs."""
 
+import functools
 import math
+import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 from jax.sharding import PartitionSpec
+
+from jaxpar.tree import path_of
+
+# Of which parameters a value depends: a set of these bits; 0 is of none.
+FROZEN, TRAINED = 1, 2
 
 
 def model_flops(fn: Callable, *args: Any) -> int:
@@ -15,42 +23,150 @@ def model_flops(fn: Callable, *args: Any) -> int:
 
     A product in a scan of length n counts n times; of a `cond`, the branch with most
     FLOPs counts. Only shapes are read, so args may be ShapeDtypeStructs, and nothing
-    is compiled. Of a forward pass these are the model FLOPs: a training step has three
-    times as many (each product has two more in the backward pass), not counting
-    rematerialisation. What a library call does, such as cuDNN's attention, is missed.
+    is compiled. What a library call does, such as cuDNN's attention, is missed.
 
     Warns about a product in a `while` loop, whose length is unknown before it runs: it
     counts once.
     """
-    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+    jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+    return _walk(jaxpr, [0] * len(jaxpr.invars))[0].forward
 
 
-def _count(jaxpr: core.Jaxpr) -> int:
-    return sum(_count_equation(eqn) for eqn in jaxpr.eqns)
+def training_flops(
+    forward: Callable, params: Any, *args: Any, frozen: Collection[str] = ()
+) -> int:
+    """FLOPs of forward(params, *args) and of the gradient of its trained parameters.
+
+    frozen: paths of the parameters that get no gradient. A product counts once for the
+    forward pass, and once more for each of its two operands through which a gradient
+    flows to a trained parameter. With nothing frozen these are three times as many as
+    `model_flops` counts, by convention (Chowdhery et al., 2022, appendix B): a product
+    with an operand that depends on no parameter, as in the first layer, is no
+    exception. Rematerialisation is not counted; an embedding's lookup is no product.
+    In a scan over layers all iterations count alike, as they do in its gradient.
+    """
+    closed = jax.make_jaxpr(forward)(params, *args)
+    paths = [path_of(keys) for keys, _ in jax.tree.leaves_with_path(params)]
+    kinds = [FROZEN if path in frozen else TRAINED for path in paths]
+    kinds += [0] * (len(closed.jaxpr.invars) - len(kinds))
+    return _walk(closed.jaxpr, kinds)[0].total
 
 
-def _count_equation(eqn: core.JaxprEqn) -> int:
+class _Count(NamedTuple):
+    """FLOPs of a forward pass, and of its gradient."""
+
+    forward: int = 0
+    backward: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.forward + self.backward
+
+    def times(self, n: int) -> "_Count":
+        return _Count(n * self.forward, n * self.backward)
+
+
+def _sum(counts: Iterable[_Count]) -> _Count:
+    return _Count(*map(sum, zip(_Count(), *counts, strict=True)))
+
+
+def _walk(jaxpr: core.Jaxpr, kinds: Sequence[int]) -> tuple[_Count, list[int]]:
+    """What a jaxpr counts, and the kinds of its results.
+
+    kinds: of its arguments. What a value depends on is the union over the operands of
+    its equation; gradients flow through no integers.
+    """
+    known: dict[Any, int] = dict(zip(jaxpr.invars, kinds, strict=True))
+
+    def kind_of(var: Any) -> int:
+        return 0 if isinstance(var, core.Literal) else known.get(var, 0)
+
+    counts = []
+    for eqn in jaxpr.eqns:
+        count, out = _walk_equation(eqn, [kind_of(var) for var in eqn.invars])
+        counts.append(count)
+        for var, kind in zip(eqn.outvars, out, strict=True):
+            known[var] = kind if _has_gradient(var) else 0
+    return _sum(counts), [kind_of(var) for var in jaxpr.outvars]
+
+
+def _walk_equation(
+    eqn: core.JaxprEqn, kinds: Sequence[int]
+) -> tuple[_Count, Sequence[int]]:
     name, params = eqn.primitive.name, eqn.params
+    everything = [_union(kinds)] * len(eqn.outvars)
+    if name == "stop_gradient":
+        return _Count(), [0] * len(eqn.outvars)
     if name in PRODUCTS:
-        return PRODUCTS[name](eqn)
-    inner = [_count(jaxpr) for jaxpr in _inner_jaxprs(params)]
-    if not any(inner):
-        return 0
+        forward = PRODUCTS[name](eqn)
+        return _Count(forward, forward * _n_gradients(*kinds[:2])), everything
+    if name == "scan":
+        count, out = _walk_scan(params, kinds)
+        return count.times(params["length"]), out
+    inner = [
+        _walk(jaxpr, _kinds_inside(name, jaxpr, kinds))
+        for jaxpr in _inner_jaxprs(params)
+    ]
+    is_call = name in CALLS and len(inner) == 1
+    out = inner[0][1] if is_call else everything
+    counts = [count for count, _ in inner]
+    if not any(count.forward for count in counts):
+        return _Count(), out
     if name == "cond":
-        return max(inner)
+        return max(counts, key=lambda count: count.total), out
+    count = _sum(counts)
     if name == "while":
         warnings.warn(
-            f"A while loop has {sum(inner):,} FLOPs per iteration, of which one is "
+            f"A while loop has {count.forward:,} FLOPs per iteration, of which one is "
             "counted. Those of a scan, or a fori_loop of fixed length, all are.",
             stacklevel=2,
         )
-    return sum(inner) * _repetitions(name, params)
+    return count.times(_repetitions(name, params)), out
+
+
+def _walk_scan(
+    params: dict[str, Any], kinds: Sequence[int]
+) -> tuple[_Count, Sequence[int]]:
+    """One iteration of a scan, whose carry depends on all that it ever depends on."""
+    jaxpr, first = params["jaxpr"].jaxpr, params["num_consts"]
+    carry = slice(first, first + params["num_carry"])
+    inside = list(kinds)
+    while True:
+        count, out = _walk(jaxpr, inside)
+        carried = [a | b for a, b in zip(inside[carry], out, strict=False)]
+        if carried == inside[carry]:
+            return count, out
+        inside[carry] = carried
+
+
+def _kinds_inside(name: str, jaxpr: core.Jaxpr, kinds: Sequence[int]) -> list[int]:
+    """The kinds of an inner jaxpr's arguments: the equation's own, or their union."""
+    if name in CALLS and len(jaxpr.invars) == len(kinds):
+        return list(kinds)
+    return [_union(kinds)] * len(jaxpr.invars)
+
+
+def _union(kinds: Iterable[int]) -> int:
+    return functools.reduce(operator.or_, kinds, 0)
+
+
+def _n_gradients(lhs: int, rhs: int) -> int:
+    """Of how many operands of a product the gradient is computed.
+
+    An operand that depends on no parameter goes with the other one.
+    """
+    if FROZEN not in (lhs, rhs):
+        return 2
+    return sum(bool(kind & TRAINED) for kind in (lhs, rhs))
+
+
+def _has_gradient(var: Any) -> bool:
+    dtype = getattr(var.aval, "dtype", None)
+    return dtype is None or jnp.issubdtype(dtype, jnp.inexact)
 
 
 def _repetitions(name: str, params: dict[str, Any]) -> int:
     """How often an equation runs the jaxprs in it."""
-    if name == "scan":
-        return params["length"]
     if name == "shard_map":
         # Inside, shapes are those of one shard. Along a mesh axis that splits no input
         # all devices do the same work, which counts once.
@@ -115,3 +231,9 @@ PRODUCTS = {
     "conv_general_dilated": _convolution,
 }
 """Primitive to the function that counts its FLOPs."""
+
+CALLS = (
+    "jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2",
+    "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "shard_map",
+)  # fmt: skip
+"""Primitives whose inner jaxpr has the equation's own operands and results."""

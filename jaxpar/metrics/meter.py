@@ -20,7 +20,8 @@ class Meter:
     """
 
     step_flops: float
-    """Model FLOPs of a step on all devices, without rematerialisation."""
+    """Model FLOPs of a step on all devices, without rematerialisation, and without
+    gradients that no trained parameter needs."""
     peak_flops: float | None
     """FLOPs per second of all devices together; None where one's is unknown."""
 
@@ -33,12 +34,21 @@ class Meter:
         return {**row, **rates}
 
 
-def meter_on(devices: Iterable[Any], *, forward_flops: float) -> Meter:
+def meter_on(
+    devices: Iterable[Any],
+    *,
+    step_flops: float | None = None,
+    forward_flops: float = 0,
+) -> Meter:
     """The meter of a training step on these devices.
 
-    forward_flops: model FLOPs of its forward pass, as `model_flops` counts them.
+    step_flops: model FLOPs of the whole step, as `training_flops` counts them.
+    forward_flops: those of its forward pass alone, as `model_flops` counts them; used
+    where step_flops is not given, as if all parameters were trained.
     """
+    if step_flops is None:
+        step_flops = STEP_PER_FORWARD * forward_flops
     peaks = [hardware.peak_flops(device.device_kind) for device in devices]
     known = [peak for peak in peaks if peak is not None]
     peak = sum(known) if len(known) == len(peaks) else None
-    return Meter(STEP_PER_FORWARD * forward_flops, peak)
+    return Meter(step_flops, peak)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from jaxpar.errors import UserError
+from jaxpar.metrics.event_file import EventFile, append
 
 Row = dict[str, Any]
 """Metrics of a step, or scores of an evaluation (which has a "split"), by name."""
@@ -28,9 +29,13 @@ class JsonlSink:
         self._file = self.path.open("ab", buffering=0)
 
     def write(self, row: Row) -> None:
-        """Appends a row."""
+        """Appends a row.
+
+        Raises:
+          OSError: the line could not be written; the file has no part of it.
+        """
         line = json.dumps(_as_json(row), allow_nan=False) + "\n"
-        self._file.write(line.encode())
+        append(self._file, line.encode())
 
     def close(self) -> None:
         """Closes the file."""
@@ -46,24 +51,28 @@ class TensorBoardSink:
 
     def __init__(self, directory: str | os.PathLike[str]):
         self._directory = Path(directory)
-        self._writer: Any = None
+        self._file: EventFile | None = None
 
     def write(self, row: Row) -> None:
-        """Writes a row's numbers at its step."""
-        step, group = row["step"], row.get("split", "train")
-        if self._writer is None:
-            from tensorboardX import SummaryWriter
+        """Writes a row's numbers at its step.
 
-            self._writer = SummaryWriter(str(self._directory), purge_step=step)
-        for name, value in row.items():
-            if name != "step" and isinstance(value, numbers.Real):
-                self._writer.add_scalar(f"{group}/{name}", float(value), step)
-        self._writer.flush()
+        Raises:
+          OSError: they could not be written.
+        """
+        step, group = row["step"], row.get("split", "train")
+        if self._file is None:
+            self._file = EventFile(self._directory, first_step=step)
+        scalars = {
+            f"{group}/{name}": float(value)
+            for name, value in row.items()
+            if name != "step" and isinstance(value, numbers.Real)
+        }
+        self._file.write(step, scalars)
 
     def close(self) -> None:
         """Closes the file, if there is one."""
-        if self._writer is not None:
-            self._writer.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Progress:

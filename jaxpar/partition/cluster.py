@@ -17,7 +17,6 @@ import jax
 
 # JAX's public functions for these would start a backend.
 from jax._src import distributed
-from jax.experimental import multihost_utils
 
 from jaxpar.errors import OtherProcessFailed, UserError, exit_status, one_line
 from jaxpar.partition import launchers
@@ -29,7 +28,7 @@ LEAVE_SECONDS = 30
 # Preparing a corpus may take a day; the death of a process ends every wait sooner.
 WAIT_MS = 48 * 3600 * 1000
 T = TypeVar("T")
-_rounds = itertools.count()
+_rounds, _keys = itertools.count(), itertools.count()
 
 
 def count() -> int:
@@ -223,22 +222,24 @@ def leave(status: int) -> int:
     return status
 
 
-def share_signals(step: int) -> None:
-    """From now on, SIGTERM in any process makes all processes stop at the same step."""
-    state = distributed.global_state
-    if state.preemption_sync_manager is None:
-        jax.config.update("jax_enable_preemption_service", True)
-        state.initialize_preemption_sync_manager()
-    stop_requested(step)
+def shared_key(name: str) -> str:
+    """A new key below which processes `post`; the n-th call is the same in all."""
+    return f"jaxpar/{name}/{next(_keys)}"
 
 
-def stop_requested(step: int) -> bool:
-    """Whether all processes stop after this step, because one of them got a signal.
+def post(key: str, value: Any) -> None:
+    """Makes a value, which JSON can hold, visible to every process; waits for none."""
+    _client().key_value_set(key, json.dumps(value), allow_overwrite=True)
 
-    Every process calls this after each step. It does not wait, except once after a
-    signal, when the processes agree on the step after the latest that any has reached.
-    """
-    return multihost_utils.reached_preemption_sync_point(step)
+
+def look(key: str) -> Any:
+    """What a process has posted; None where none has yet. Waits for none."""
+    try:
+        return json.loads(_client().key_value_try_get(key))
+    except jax.errors.JaxRuntimeError as error:
+        if "NOT_FOUND" in str(error):
+            return None
+        raise
 
 
 def _initialize_on_tpu_pod() -> None:
@@ -252,8 +253,7 @@ def _initialize_on_tpu_pod() -> None:
 
 
 def _initialize(**options: Any) -> None:
-    # Its SIGTERM handler would swallow the signal outside the training loop, where
-    # nothing calls stop_requested.
+    # Its handler of SIGTERM would take the place of jaxpar's: guard/stopping.py.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +16,9 @@ from jaxpar.experiment import CLASSES, Experiment
 from jaxpar.run import formats
 from jaxpar.run.formats import E
 from jaxpar.run.paths import run_path
-from jaxpar.run.receipt import Receipt, write_json
+from jaxpar.run.receipt import Receipt
 from jaxpar.run.saved_steps import SavedSteps
+from jaxpar.run.sealed_json import read_json, write_json
 from jaxpar.train.converge import Never, StopRule
 
 Step = int | str | None
@@ -221,14 +221,7 @@ class RunDir:
     def _stored(self, *classes: type) -> tuple[int, Experiment]:
         """The format in which the run was started, and its experiment."""
         self._require_run()
-        try:
-            stored = json.loads(self.config_path.read_text())
-        except ValueError as error:
-            raise UserError(f"{self.config_path} is no JSON: {error}") from error
-        if not isinstance(stored, dict):
-            raise UserError(
-                f"{self.config_path} holds no experiment but {stored!r:.80}."
-            )
+        stored = read_json(self.config_path, remedy="Restore it from a copy.")
         try:
             started_in, config = formats.read_config(stored)
         except (KeyError, TypeError) as error:

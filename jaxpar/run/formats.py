@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from jaxpar.data.source import Pairs, Text
+from jaxpar.errors import UserError
 from jaxpar.experiment import Experiment
-from jaxpar.sources.registry import AS_PLAIN_TEXT, FILES
+from jaxpar.sources.registry import AS_PLAIN_TEXT, FILES, named_as_records
 
-FORMAT = 2
+FORMAT = 3
 """The format in which new runs are started; a run keeps the number it began with."""
 Config = dict[str, Any]
 E = TypeVar("E", bound=Experiment)
@@ -32,13 +33,15 @@ def read_config(stored: Config) -> tuple[int, Config]:
 def keep_reading(experiment: E, stored: Experiment, started_in: int) -> E:
     """The experiment, which reads its files as the run that it resumes began to.
 
-    A run that was started before files of records were known reads them as plain text,
-    whatever the experiment's file would mean today.
+    A run that was started before its kind of file was known as records reads it as
+    plain text, whatever the experiment's file would mean today.
     """
     ours, theirs = experiment.data, stored.data
-    if started_in > 1 or not isinstance(ours, Text | Pairs):
+    if started_in >= FORMAT or not isinstance(ours, Text | Pairs):
         return experiment
     reading = getattr(theirs, "text_field", ours.text_field)
+    if started_in == 2 and (reading != AS_PLAIN_TEXT or _was_records(theirs.source)):
+        return experiment
     if ours.text_field == reading or type(ours) is not type(theirs):
         return experiment
     data = dataclasses.replace(ours, text_field=reading)
@@ -65,5 +68,25 @@ def _from_1(config: Config) -> Config:
     return config
 
 
-UPGRADES: dict[int, Callable[[Config], Config]] = {1: _from_1}
+def _from_2(config: Config) -> Config:
+    """Format 2 knew records by .jsonl and .parquet alone; other files were text."""
+    data = config.get("data")
+    if not isinstance(data, dict) or data.get("type") not in ("Text", "Pairs"):
+        return config
+    if _was_records(str(data.get("source", "stdlib"))):
+        return config
+    return {**config, "data": {**data, "text_field": AS_PLAIN_TEXT}}
+
+
+def _was_records(source: str) -> bool:
+    """Whether format 2 read a source as records, or it is of no files at all."""
+    if not source.startswith(FILES):
+        return True
+    try:
+        return named_as_records(source)
+    except UserError:  # Whoever reads the files says that they are gone.
+        return True
+
+
+UPGRADES: dict[int, Callable[[Config], Config]] = {1: _from_1, 2: _from_2}
 """From each older format to the next one."""

@@ -32,6 +32,18 @@ def last_evaluation(path: str | Path, *, up_to: int) -> dict[str, Any] | None:
     return scores[-1] if scores else None
 
 
+def written_after(path: str | Path, step: int) -> tuple[int, float]:
+    """The last step that has a row, and the seconds of the steps after `step`."""
+    if not Path(path).is_file():
+        return step, 0.0
+    last, seconds = step, 0.0
+    for row in read_metrics(path):
+        number = row.get("step")
+        if "split" not in row and isinstance(number, int) and number > step:
+            last, seconds = max(last, number), seconds + (row.get("seconds") or 0.0)
+    return last, seconds
+
+
 def drop_rows_after(path: Path, step: int) -> None:
     """Removes the rows of all later steps; the file is replaced whole or not at all.
 

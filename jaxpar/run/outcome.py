@@ -17,6 +17,7 @@ class Outcome:
 
     best: the best evaluation that the stopping rule has seen. interrupted: a signal
     ended it; the state was saved. xz: nats per byte of xz -9 on the held-out bytes.
+    time: where the run's time went, in words.
     """
 
     step: int
@@ -25,6 +26,7 @@ class Outcome:
     best: dict[str, Any] | None
     interrupted: bool
     xz: float | None
+    time: str = ""
 
     def report(self, run_dir: RunDir, *, next_commands: str) -> int:
         """Prints where the run is and what can be done next; the exit status."""
@@ -51,7 +53,7 @@ class Outcome:
                 f"Best at step {best['step']}: {best['loss']:.4f} nats/token; its "
                 "checkpoint is kept, and is the one that evaluate and generate take."
             )
-        return lines
+        return [*lines, self.time] if self.time else lines
 
 
 def _decimals(value: float | None) -> str:

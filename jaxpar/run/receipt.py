@@ -1,7 +1,7 @@
 """The receipt of a run: for each session its code, versions, devices and data."""
 
+import contextlib
 import importlib.metadata
-import json
 import platform
 import subprocess
 import time
@@ -10,10 +10,12 @@ from typing import Any
 
 import jax
 
-from jaxpar import atomic
 from jaxpar.data.prepare import Prepared
-from jaxpar.errors import UserError, one_line
+from jaxpar.errors import UserError
+from jaxpar.guard import goodput
+from jaxpar.guard.goodput import SessionTime
 from jaxpar.run.same_data import require_same_data
+from jaxpar.run.sealed_json import read_json, write_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -30,18 +32,18 @@ class Receipt:
         Raises:
           UserError: the receipt is damaged, so what it says cannot be compared.
         """
+        remedy = (
+            "It says on which data the run was trained: restore it, or start a new run "
+            "with another --run-dir."
+        )
         try:
-            sessions = list(json.loads(self.path.read_text())["sessions"])
-            if not all(isinstance(session, dict) for session in sessions):
-                raise TypeError("a session is no JSON object")
+            sessions = read_json(self.path, remedy=remedy).get("sessions")
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{self.path} is damaged ({one_line(error)}); it says on which data "
-                "the run was trained. Restore it, or start a new run with another "
-                "--run-dir."
-            ) from error
+        if not isinstance(sessions, list) or not all(
+            isinstance(session, dict) for session in sessions
+        ):
+            raise UserError(f"{self.path} is damaged: it has no sessions. {remedy}")
         return sessions
 
     def add(self, **facts: Any) -> None:
@@ -59,6 +61,27 @@ class Receipt:
             **facts,
         }
         write_json(self.path, {"sessions": [*self.sessions(), session]})
+
+    def keep_time(self, number: int, seconds: dict[str, Any]) -> None:
+        """Says of the session of this number, from 0, where its time went.
+
+        Raises:
+          UserError: the receipt is damaged, or has no such session.
+        """
+        sessions = self.sessions()
+        if not 0 <= number < len(sessions):
+            raise UserError(f"{self.path} has no session {number}.")
+        sessions[number]["time"] = seconds
+        write_json(self.path, {"sessions": sessions})
+
+    def times(self) -> dict[int, SessionTime]:
+        """Number of a session, from 0, to where its time went, of those that say so."""
+        times = {}
+        for number, session in enumerate(self.sessions()):
+            if "time" in session:
+                with contextlib.suppress(*goodput.NO_SESSION):
+                    times[number] = goodput.session_from_json(session["time"])
+        return times
 
     def require_same(self, prepared: Prepared, start_from: str | None) -> None:
         """Refuses data, or a source run, other than those of the last session.
@@ -80,11 +103,6 @@ class Receipt:
             )
         remedy = "restore it, or start a new run with another --run-dir."
         require_same_data(run, last, prepared, remedy=remedy)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a file whole or not at all."""
-    atomic.write_bytes(path, f"{json.dumps(value, indent=2)}\n".encode())
 
 
 def _revision() -> str | None:

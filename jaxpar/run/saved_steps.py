@@ -3,12 +3,16 @@
 It outlives the checkpoints: where they are gone, a run is not started anew unasked.
 """
 
-import json
 from pathlib import Path
 
 from jaxpar.errors import UserError
 from jaxpar.run.metrics_file import read_metrics
-from jaxpar.run.receipt import write_json
+from jaxpar.run.sealed_json import read_json, write_json
+
+REMEDY = (
+    "So it is unknown whether the run had checkpoints: restore it, or start a new run "
+    "with another --run-dir."
+)
 
 
 class SavedSteps:
@@ -36,15 +40,12 @@ class SavedSteps:
           UserError: saved.json is damaged.
         """
         try:
-            step = json.loads(self.path.read_text())["step"]
+            record = read_json(self.path, remedy=REMEDY)
         except FileNotFoundError:
             return _evidence_of(metrics)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{self.path} is damaged ({type(error).__name__}), so it is unknown "
-                "whether the run had checkpoints; restore it, or start a new run with "
-                "another --run-dir."
-            ) from error
+        if "step" not in record:
+            raise UserError(f"{self.path} is damaged: it names no step. {REMEDY}")
+        step = record["step"]
         return (
             "" if step is None else f"{self.path.name} says that it saved step {step}"
         )

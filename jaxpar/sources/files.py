@@ -9,7 +9,7 @@ import mmap
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from jaxpar.errors import UserError
 from jaxpar.sources import split
@@ -50,8 +50,8 @@ class Piece:
 def matching(pattern: str) -> dict[str, pathlib.Path]:
     """The files that a glob finds, by their paths from its first wildcard on.
 
-    A file that links lead to under several names has one: that without a link, else
-    the first in order.
+    A folder means all files below it. A file that links lead to under several names
+    has one: that without a link, else the first in order.
 
     Raises:
       UserError: there are none, the pattern is a URL, or a path is not UTF-8.
@@ -62,6 +62,8 @@ def matching(pattern: str) -> dict[str, pathlib.Path]:
             "or mount them, and name them by a path."
         )
     pattern = os.path.expanduser(pattern)
+    if os.path.isdir(pattern) and not glob.has_magic(pattern):
+        pattern = os.path.join(pattern, "**", "*")
     paths = [pathlib.Path(p) for p in glob.glob(pattern, recursive=True)]
     paths = [path for path in paths if path.is_file()]
     if not paths:
@@ -98,19 +100,29 @@ def whole_files(files: Iterable[File]) -> list[Piece]:
     return [Piece(file.path, file.name, 0, file.size) for file in files]
 
 
-def split_by_name(files: Sequence[File]) -> dict[str, list[Piece]]:
+def held_out_whole(files: Sequence[File]) -> list[File]:
+    """The files that the hash of their name holds out; none of fewer than 20."""
+    if len(files) < split.ONE_IN:
+        return []
+    return [file for file in files if split.held_out(file.name)]
+
+
+def split_by_name(
+    files: Sequence[File], tail: Callable[[File], tuple[int, int]]
+) -> dict[str, list[Piece]]:
     """The parts `train` and `heldout` of some files.
 
     The hash of a file's name puts whole files into the held-out part; of fewer than
     20 files, or where it chooses none, the end of every file is held out.
+
+    tail: where that end starts, in bytes, and the number of its line.
     """
-    held = [file for file in files if split.held_out(file.name)]
-    if len(files) >= split.ONE_IN and held:
+    if held := held_out_whole(files):
         rest = [file for file in files if not split.held_out(file.name)]
         return {"train": whole_files(rest), "heldout": whole_files(held)}
     train, heldout = [], []
     for file in files:
-        start, line = _tail_of_file(file.path)
+        start, line = tail(file)
         train.append(Piece(file.path, file.name, 0, start))
         heldout.append(Piece(file.path, file.name, start, file.size, line))
     return {"train": _not_empty(train), "heldout": _not_empty(heldout)}
@@ -139,7 +151,7 @@ def _digest_and_size(path: pathlib.Path) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _tail_of_file(path: pathlib.Path) -> tuple[int, int]:
+def tail_of_file(path: pathlib.Path) -> tuple[int, int]:
     """Where the held-out end of a file starts, in bytes, and the number of its line."""
     with (
         open(path, "rb") as file,
@@ -167,7 +179,7 @@ def _each_once(
         return paths
     kept = set(names.values())
     example = next(path for name, path in paths.items() if name not in kept)
-    _say_once(
+    say_once(
         f"{len(paths) - len(names)} of {len(paths)} paths are links to files that are "
         f"found under another name, too, such as {example}; each file is read once."
     )
@@ -175,7 +187,8 @@ def _each_once(
 
 
 @functools.cache
-def _say_once(text: str) -> None:
+def say_once(text: str) -> None:
+    """A line on stderr, unless this process has printed it before."""
     print(text, file=sys.stderr)
 
 

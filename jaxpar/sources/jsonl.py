@@ -1,167 +1,203 @@
-"""JSON lines: an object on each line, with a text, or with a prompt and its answer."""
+"""JSON records: on each line or in an array, a text, or a prompt with its answer."""
 
 import bisect
 import functools
-import json
+import itertools
 import pathlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple, TypeVar, overload
+from typing import Any, BinaryIO, TypeVar, overload
 
 from jaxpar.errors import UserError
-from jaxpar.sources import fields
+from jaxpar.sources import fields, json_records, split
 from jaxpar.sources.corpus import Document, Example, Lazy
-from jaxpar.sources.files import Piece
+from jaxpar.sources.files import File, Piece
+from jaxpar.sources.json_array import Items, items_of
+from jaxpar.sources.json_records import RECORD_BYTES, Record
 from jaxpar.sources.text_files import TextFiles
 
 FORMAT = 1
-N_FIRST_LINES = 20
-"""So many first lines decide which fields all lines have."""
+N_FIRST_RECORDS = 20
+"""So many first records decide which fields all of them have."""
 T = TypeVar("T")
 
 
-class Line(NamedTuple):
-    """A line, with its file's name and its number there."""
-
-    name: str
-    number: int
-    text: bytes
-
-    @property
-    def where(self) -> str:
-        """File and line number, for messages."""
-        return f"{self.name}, line {self.number}:"
-
-    def record(self) -> dict[str, Any]:
-        """The object on the line.
-
-        Raises:
-          UserError: it is not JSON, or not an object.
-        """
-        try:
-            value = json.loads(self.text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.where} is not JSON ({error}).") from error
-        if not isinstance(value, dict):
-            raise UserError(
-                f"{self.where} is not an object, but {type(value).__name__}; each line "
-                'must be one, such as {"text": "..."}.'
-            )
-        return value
-
-
 class JsonLines(TextFiles):
-    """Files of JSON lines, each line a document or an example."""
+    """Files with an object on each line, or of one array of objects.
+
+    Each object is a document or an example. Which form a file has, its begin decides
+    (json_records.form_of), not its name.
+    """
 
     def documents(self) -> Mapping[str, Sequence[Document]]:
         field = self._field
 
-        def document(line: Line) -> Document:
-            text = fields.text_of(line.record(), field, line.where)
-            return Document(line.name, text, line.number)
+        def document(record: Record) -> Document:
+            text = fields.text_of(record.object(), field, record.where)
+            return Document(record.name, text, record.line)
 
         return {
-            part: self._read(lines, document)
-            for part, lines in self._lines.items()
-            if len(lines)
+            part: self._read(records, document)
+            for part, records in self._records.items()
+            if len(records)
         }
 
     @property
     def has_examples(self) -> bool:
-        """Whether any of the first lines is an example: then every line must be."""
-        return any(fields.holds_examples(_text_fields(r)) for r in self._first_records)
+        """Whether any of the first records is an example: then each must be.
+
+        It has a prompt and an answer; one that is no text is refused where it is read.
+        """
+        return any(fields.holds_examples(_filled(r)) for r in self._first_objects)
 
     @property
     def has_only_examples(self) -> bool:
-        return self.has_examples and self.text_field not in self._text_fields
+        texts = map(_text_fields, self._first_objects)
+        has_examples = any(map(fields.holds_examples, texts))
+        return has_examples and self.text_field not in self._text_fields
 
     def examples(self, part: str) -> Sequence[Example]:
-        def example(line: Line) -> Example:
-            return fields.example_of(line.record(), line.where)
+        def example(record: Record) -> Example:
+            return fields.example_of(record.object(), record.where)
 
-        return self._read(self._lines[part], example)
+        return self._read(self._records[part], example)
 
     def n_records(self, part: str) -> int:
-        return len(self._lines.get(part, ()))
+        return len(self._records.get(part, ()))
 
     @staticmethod
-    def _read(lines: "Lines", read: Callable[[Line], T]) -> Lazy[T]:
-        return Lazy(range(len(lines)), lambda i: read(lines[i]))
+    def _read(records: "Records", read: Callable[[Record], T]) -> Lazy[T]:
+        return Lazy(range(len(records)), lambda i: read(records[i]))
 
     def identity(self) -> dict[str, Any]:
-        """As of plain text for examples, so that older runs of them can be resumed."""
+        """As of plain text for examples in .jsonl, which older runs can resume so."""
         identity = super().identity()
-        if self.has_only_examples:
+        named = all(file.name.lower().endswith(".jsonl") for file in self.scanned)
+        if self.has_only_examples and named and not self._arrays:
             return identity
-        return {**identity, "json_lines": FORMAT, "field": self._field}
+        field = None if self.has_only_examples else self._field
+        return {**identity, "json_lines": FORMAT, "field": field}
+
+    def tail(self, file: File) -> tuple[int, int]:
+        """The first item that starts in the last 5 % of an array, or its last item."""
+        if file.path not in self._arrays:
+            return super().tail(file)
+        items = self._arrays[file.path]
+        first = bisect.bisect_left(items.starts, file.size - file.size // split.ONE_IN)
+        first = min(first, len(items.starts) - 1)
+        return (
+            (items.starts[first], items.lines[first]) if first > 0 else (file.size, 1)
+        )
 
     @functools.cached_property
     def _field(self) -> str:
         names = self._text_fields
-        others = {name for record in self._first_records for name in record} - {*names}
-        where = self._first_lines[0].where
+        others = {name for each in self._first_objects for name in each} - {*names}
+        where = self._first_records[0].where
         return fields.choose(self.text_field, names, where, sorted(others))
 
     @functools.cached_property
     def _text_fields(self) -> list[str]:
-        """The fields that hold text in any of the first lines."""
-        names = (name for r in self._first_records for name in _text_fields(r))
+        """The fields that hold text in any of the first records."""
+        names = (name for each in self._first_objects for name in _text_fields(each))
         return list(dict.fromkeys(names))
 
     @functools.cached_property
-    def _first_records(self) -> list[dict[str, Any]]:
-        return [line.record() for line in self._first_lines]
+    def _first_objects(self) -> list[dict[str, Any]]:
+        return [record.object() for record in self._first_records]
 
     @functools.cached_property
-    def _first_lines(self) -> list[Line]:
-        starts = (lines[:N_FIRST_LINES] for lines in self._lines.values())
-        first = [line for start in starts for line in start][:N_FIRST_LINES]
+    def _first_records(self) -> list[Record]:
+        starts = (records[:N_FIRST_RECORDS] for records in self._records.values())
+        first = [record for start in starts for record in start][:N_FIRST_RECORDS]
         if not first:
             raise UserError(f"{self.source}: every line is blank; there is no record.")
         return first
 
     @functools.cached_property
-    def _lines(self) -> dict[str, "Lines"]:
-        return {part: Lines(pieces) for part, pieces in self.pieces.items()}
+    def _records(self) -> dict[str, "Records"]:
+        pieces = self.pieces.items()
+        return {part: Records(some, self._arrays) for part, some in pieces}
+
+    @functools.cached_property
+    def _arrays(self) -> dict[pathlib.Path, Items]:
+        """The items of each file that is one array.
+
+        Raises:
+          UserError: an array is damaged, or a file begins with neither an array of
+            objects nor an object on each line.
+        """
+        arrays = {}
+        for file in self.scanned:
+            form = json_records.form_of(file.path)
+            if form == json_records.OBJECT:
+                raise UserError(
+                    f"{file.path} begins with a JSON object of several lines, which "
+                    f"is no record; {json_records.ADVICE}."
+                )
+            if form == json_records.ARRAY:
+                arrays[file.path] = items_of(file.path, file.name)
+        return arrays
 
 
 def _text_fields(record: Mapping[str, Any]) -> list[str]:
     return [name for name, value in record.items() if isinstance(value, str)]
 
 
-class Lines(Sequence[Line]):
-    """The lines of some pieces that are not blank; 16 bytes of memory for each.
+def _filled(record: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in record.items() if value is not None]
+
+
+class Records(Sequence[Record]):
+    """The records of some pieces of files; 16 bytes of memory for each.
 
     They are read when they are asked for, from a file that stays open for the next one.
     """
 
-    def __init__(self, pieces: Sequence[Piece]):
-        self._pieces = pieces
+    def __init__(self, pieces: Sequence[Piece], arrays: Mapping[pathlib.Path, Items]):
+        """arrays: the items of each file that is one array; others have lines."""
+        self._pieces, self._arrays = pieces, arrays
         self._open_file = functools.lru_cache(maxsize=1)(_open)
-        self._starts, self._numbers = array("q"), array("q")
-        # How many lines there are before each piece.
+        self._starts, self._lines = array("q"), array("q")
+        # How many records there are before each piece.
         self._before = [0]
         for piece in pieces:
-            for start, number in _not_blank(piece):
+            if piece.path in arrays:
+                found = _items_in(arrays[piece.path], piece)
+            else:
+                found = _not_blank(piece)
+            for start, line in found:
                 self._starts.append(start)
-                self._numbers.append(number)
+                self._lines.append(line)
             self._before.append(len(self._starts))
 
     def __len__(self) -> int:
         return len(self._starts)
 
     @overload
-    def __getitem__(self, i: int) -> Line: ...
+    def __getitem__(self, i: int) -> Record: ...
     @overload
-    def __getitem__(self, i: slice) -> list[Line]: ...
-    def __getitem__(self, i: int | slice) -> Line | list[Line]:
+    def __getitem__(self, i: slice) -> list[Record]: ...
+    def __getitem__(self, i: int | slice) -> Record | list[Record]:
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
         i = range(len(self))[i]
-        piece = self._pieces[bisect.bisect(self._before, i) - 1]
+        p = bisect.bisect(self._before, i) - 1
+        piece, start = self._pieces[p], self._starts[i]
         file = self._open_file(piece.path)
-        file.seek(self._starts[i])
-        return Line(piece.name, self._numbers[i], file.readline())
+        file.seek(start)
+        if piece.path not in self._arrays:
+            return Record(piece.name, self._lines[i], file.readline())
+        is_last = i + 1 == self._before[p + 1]
+        stop = piece.stop if is_last else self._starts[i + 1]
+        number = 1 + bisect.bisect_left(self._arrays[piece.path].starts, start)
+        return Record(piece.name, self._lines[i], file.read(stop - start), number)
+
+
+def _items_in(items: Items, piece: Piece) -> Iterator[tuple[int, int]]:
+    first = bisect.bisect_left(items.starts, piece.start)
+    stop = bisect.bisect_left(items.starts, piece.stop)
+    return zip(items.starts[first:stop], items.lines[first:stop], strict=True)
 
 
 def _open(path: pathlib.Path) -> BinaryIO:
@@ -172,13 +208,24 @@ def _open(path: pathlib.Path) -> BinaryIO:
 
 
 def _not_blank(piece: Piece) -> Iterator[tuple[int, int]]:
-    """The start, in bytes, and the number of each line that is not blank."""
+    """The start, in bytes, and the number of each line that is not blank.
+
+    Raises:
+      UserError: a line is longer than RECORD_BYTES.
+    """
     start = piece.start
-    with open(piece.path, "rb") as file:
+    with _open(piece.path) as file:
         file.seek(start)
-        for number, text in enumerate(file, piece.line):
-            if start >= piece.stop:
+        for number in itertools.count(piece.line):
+            text = file.readline(RECORD_BYTES + 1)
+            if not text or start >= piece.stop:
                 return
+            if len(text) > RECORD_BYTES:
+                raise UserError(
+                    f"{piece.name}, line {number}: has more than {RECORD_BYTES:,} "
+                    "bytes, the most that a line of JSON may have; write its text as "
+                    "several records, or as a file of plain text."
+                )
             if text.strip():
                 yield start, number
             start += len(text)

@@ -13,6 +13,8 @@ from jaxpar.sources.corpus import WHOLE, Corpus, Document, Lazy
 READERS = ("tensorflow-datasets", "array-record")
 STREAMED_BYTES = 1_000_000_000
 """Files of more bytes than this, all together, are not copied to TFDS records."""
+LARGE_BYTES = 16_000_000
+"""Nor are they where one has more than this: a record takes several times its size."""
 
 
 class TextFiles(Corpus):
@@ -23,7 +25,8 @@ class TextFiles(Corpus):
         return files.matching(self.name)
 
     def documents(self) -> Mapping[str, Sequence[Document]]:
-        if sum(file.size for file in self.scanned) > STREAMED_BYTES:
+        sizes = [file.size for file in self.scanned]
+        if sum(sizes) > STREAMED_BYTES or max(sizes) > LARGE_BYTES:
             return {part: _in_place(pieces) for part, pieces in self.pieces.items()}
         return _through_records(self.versioned_fingerprint(), self.pieces)
 
@@ -47,9 +50,25 @@ class TextFiles(Corpus):
             "pieces": pieces,
         }
 
+    def tail(self, file: files.File) -> tuple[int, int]:
+        """Where the held-out end of a file starts, in bytes, and its line's number."""
+        return files.tail_of_file(file.path)
+
     @property
     def facts(self) -> dict[str, Any]:
-        return {"empty_files": len(self.paths) - len(self.scanned)}
+        return {
+            "empty_files": len(self.paths) - len(self.scanned),
+            "held_out": self._held_out,
+        }
+
+    @property
+    def _held_out(self) -> str:
+        """What is held out, in words."""
+        if self.parts == WHOLE:
+            return "nothing"
+        if files.held_out_whole(self.scanned):
+            return "whole files, by the hash of their names"
+        return "the end of each file"
 
     @functools.cached_property
     def paths(self) -> dict[str, pathlib.Path]:
@@ -67,7 +86,7 @@ class TextFiles(Corpus):
         if self.parts == WHOLE:
             by_part = {WHOLE[0]: files.whole_files(self.scanned)}
         else:
-            by_part = files.split_by_name(self.scanned)
+            by_part = files.split_by_name(self.scanned, self.tail)
         return {part: pieces for part, pieces in by_part.items() if pieces}
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxpar import atomic
 from jaxpar.errors import UserError
 from jaxpar.sources import fields
 from jaxpar.sources.corpus import (
@@ -126,6 +127,9 @@ def data_dir() -> pathlib.Path:
 def fetch(name: str) -> pathlib.Path:
     """Downloads and prepares `name` as ArrayRecord, unless it is there already.
 
+    What a killed process left is not taken for it: TFDS prepares into a directory with
+    a random name, which it renames at the end.
+
     Raises:
       UserError: TFDS does not know the name, cannot reach its source, or needs
         libraries that are not installed.
@@ -155,7 +159,10 @@ def fetch(name: str) -> pathlib.Path:
             "network; builders that use TensorFlow or Beam need "
             '`pip install "jaxpar[tfds-full]" apache-beam`.'
         ) from error
-    return directory(name)
+    path = directory(name)
+    # TFDS renames its directory when it is complete, but does not wait for the disk.
+    atomic.sync_tree(path)
+    return path
 
 
 def open_splits(path: pathlib.Path) -> Mapping[str, Sequence[Mapping[str, Any]]]:

@@ -1,10 +1,10 @@
 """Events (callbacks) of every run: log, evaluate, stop; run/saving.py saves."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from jaxpar.errors import Diverged
+from jaxpar.guard import phases
 from jaxpar.metrics.sinks import Row
 from jaxpar.optim.schedule import Schedule
 from jaxpar.train.actions import Action, Stop
@@ -12,6 +12,7 @@ from jaxpar.train.converge import Memory, StopRule, phase_of
 from jaxpar.train.loop import Evaluation, Event, History
 from jaxpar.train.nonfinite import stop_at_loss
 from jaxpar.train.scoring import per_token_and_byte, total_loss
+from jaxpar.train.spikes import Judge
 from jaxpar.train.state import TrainState
 
 Write = Callable[[Row], None]
@@ -32,7 +33,7 @@ class Log:
         every: int,
         with_rates: Callable[[Row], Row] = dict,
         flush_before: Sequence[Event] = (),
-        judge: Callable[[Row], tuple[Row, Diverged | None]] = stop_at_loss,
+        judge: Judge = stop_at_loss,
     ):
         self._write, self._every, self._judge = write, every, judge
         self._with_rates, self._flush_before = with_rates, flush_before
@@ -50,6 +51,7 @@ class Log:
 
         Raises:
           Diverged: a step was not applied; its row has been written.
+          GoBack: a step is a loss spike, and the run has to go back.
         """
         for row in history.fetch():
             row, error = self._judge(row)
@@ -86,18 +88,37 @@ class Evaluate:
 
     def regular(self, step: int, history: History) -> bool:
         """Whether this step would be evaluated whatever num_steps is."""
-        return step % self._every == 0 or step == self._schedule.ends(
-            history.decay_from
-        )
+        return self.scheduled(step, history.decay_from)
+
+    def scheduled(self, step: int, decay_from: int) -> bool:
+        """The same, from the step at which the learning rate's decay begins."""
+        return step % self._every == 0 or step == self._schedule.ends(decay_from)
 
     def run(self, step: int, state: TrainState, history: History) -> Action:
-        """Writes the held-out loss, and keeps it as `history.evaluation`."""
-        with history.untimed():
-            totals = total_loss(self._eval_step, state.params, self._batches)
+        """Writes the held-out loss, and keeps it as `history.evaluation`.
+
+        A signal ends it without a loss: a resumed run evaluates this step again.
+        """
+        with history.untimed(), phases.doing("evaluate"):
+            batches = _until_stopped(self._batches, history)
+            totals = total_loss(self._eval_step, state.params, batches)
+        if history.interrupted:
+            return None
         scores = per_token_and_byte(totals, self._n_bytes)
         self._write({"step": step, "split": self._split, **scores})
         loss = scores["nats_per_token"]
         history.evaluation = Evaluation(step, math.nan if loss is None else loss)
+
+
+def _until_stopped(batches: Iterable[Any], history: History) -> Iterator[Any]:
+    """The batches, up to a signal, which ends the loop."""
+    for batch in batches:
+        if history.stop_now():
+            break
+        yield batch
+        phases.made_progress()
+    # The batches, too, end early where one never comes.
+    history.interrupted |= history.stop_now()
 
 
 class Decide:
@@ -118,6 +139,12 @@ class Decide:
     ):
         self._rule, self._evaluation, self._schedule = rule, evaluation, schedule
         self.memory = memory or {"rule": rule.start(), "stopped": None, "step": -1}
+
+    def is_behind(self, step: int, decay_from: int) -> bool:
+        """Whether a run that is resumed at this step has still to evaluate it."""
+        return step > self.memory["step"] and self._evaluation.scheduled(
+            step, decay_from
+        )
 
     def due(self, step: int, history: History) -> bool:
         """Whether this step was evaluated, and has not been decided on."""

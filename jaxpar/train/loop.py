@@ -2,17 +2,17 @@
 
 import contextlib
 import dataclasses
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import FrameType
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
 
+from jaxpar.errors import UserError
+from jaxpar.guard import phases
+from jaxpar.guard.shared_stop import SharedStop
+from jaxpar.guard.stopping import StopRequest, Unsaved, for_loop
 from jaxpar.metrics.sinks import Row
 from jaxpar.partition import cluster
 from jaxpar.train.actions import Action, StartDecay, Stop
@@ -34,8 +34,9 @@ class History:
 
     rows: the fetched metrics of every step. stop: the Stop that an event asked for.
     num_steps, decay_from: on the host, kept up to date by `fit` for the events.
-    interrupted, signal: whether a signal ended the loop, and which. evaluation: the
-    newest one. best_at: the step of the best one.
+    interrupted, signal: whether a signal ended the loop, and which. stop_now: whether
+    an event that takes long should end now, because of a signal; all processes must ask
+    equally often. evaluation: the newest one. best_at: the step of the best one.
     """
 
     def __init__(self):
@@ -45,6 +46,7 @@ class History:
         self.decay_from = NEVER
         self.interrupted = False
         self.signal = ""
+        self.stop_now: Callable[[], bool] = lambda: False
         self.evaluation: Evaluation | None = None
         self.best_at: int | None = None
         self._pending: list[tuple[int, dict[str, Any]]] = []
@@ -63,6 +65,7 @@ class History:
             return []
         steps, metrics = zip(*self._pending, strict=True)
         values = jax.device_get(list(metrics))
+        phases.made_progress()
         now = time.perf_counter()
         seconds = (now - self._since) / len(steps)
         self._pending, self._since = [], now
@@ -111,32 +114,47 @@ def fit(
     *,
     num_steps: int,
     events: Sequence[Event] = (),
+    first: Sequence[Event] = (),
     history: History | None = None,
 ) -> tuple[TrainState, History]:
     """Trains until num_steps, a Stop or a signal; returns the newest state.
 
     Events run in their order after each step, and before the first one at step 0. The
-    order matters: log, evaluate, decide, save. SIGINT and SIGTERM end the loop between
-    two steps (`history.interrupted`); a second signal does what it did before `fit`. Of
-    several processes it is enough if one gets the signal: all end at the same step.
+    order matters: log, evaluate, decide, save. first: what runs instead before the
+    first step of a resumed run, such as an evaluation that a signal ended.
+
+    SIGINT and SIGTERM end the loop between two steps, or while it awaits a batch
+    (`history.interrupted`); a second signal does what it did before `fit`, unless a
+    command handles signals (jaxpar.guard.stopping). Of several processes it is enough
+    if one gets the signal: all end at the same step.
     """
     history = history or History()
     step, history.decay_from = map(int, jax.device_get((state.step, state.decay_from)))
     history.num_steps = num_steps
     history.interrupted, history.signal = False, ""
     batches = iter(batches)
-    many = cluster.count() > 1
-    with _stop_all_on_signal(history, step) if many else _stop_on_signal(history):
-        if step == 0:
-            state = _run_events(events, step, state, history)
+    with _stoppable() as request:
+        history.stop_now = request.reached
+        history.interrupted = request.reached()
+        if not history.interrupted and (step == 0 or first):
+            state = _run_events(events if step == 0 else first, step, state, history)
         history.start_clock()
+        phase: phases.Phase = "compile"
         while step < num_steps and not (history.stop or history.interrupted):
-            state, metrics = train_step(state, next(batches))
-            step += 1
-            history.keep(step, metrics)
-            state = _run_events(events, step, state, history)
-            if many and cluster.stop_requested(step):
+            with phases.doing("data"):
+                batch = next(batches, None)
+            if batch is None:
+                _require_stop(request, step, num_steps)
                 history.interrupted = True
+                break
+            with phases.doing(phase):
+                state, metrics = train_step(state, batch)
+                step += 1
+                history.keep(step, metrics)
+                request.unsaved, phase = Unsaved.STEPS, "compute"
+                state = _run_events(events, step, state, history)
+            history.interrupted |= request.reached()
+        history.signal = request.signal if history.interrupted else ""
     return state, history
 
 
@@ -164,55 +182,23 @@ def _run_events(
 
 
 @contextlib.contextmanager
-def _stop_all_on_signal(history: History, step: int) -> Iterator[None]:
-    """Lets a signal to one process stop them all, at the same step.
-
-    JAX's coordination service tells all processes of a SIGTERM; SIGINT becomes one.
-    """
-    history.signal = signal.SIGTERM.name
-    cluster.share_signals(step)
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, handler)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    signal.signal(signal.SIGINT, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
+def _stoppable() -> Iterator[StopRequest]:
+    """The request to stop, which all processes share, while the loop runs."""
+    with for_loop() as request:
+        if cluster.count() == 1 or request.agreement:
+            yield request
+            return
+        shared = SharedStop(request)
+        shared.start()
+        try:
+            yield request
+        finally:
+            shared.close()
 
 
-@contextlib.contextmanager
-def _stop_on_signal(history: History) -> Iterator[None]:
-    """Lets SIGINT and SIGTERM set `interrupted`; Python allows it in the main thread.
-
-    In any other thread signals do what they did before.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    # None stands for a handler that was not set from Python; it cannot be put back.
-    handlers = {
-        number: signal.getsignal(number) or signal.SIG_DFL
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-
-    def restore() -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        history.interrupted, history.signal = True, signal.Signals(number).name
-        restore()
-
-    for number in handlers:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        restore()
+def _require_stop(request: StopRequest, step: int, num_steps: int) -> None:
+    """Refuses batches that end before the run does, unless it was asked to stop."""
+    if not request.asked():
+        raise UserError(
+            f"The batches ended after step {step}; num_steps={num_steps} needs more."
+        )

@@ -36,7 +36,10 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def row(self, window: Window) -> dict[str, np.ndarray]:
-        """The fields of a window's row, each [T]."""
+        """The fields of a window's row, each [T].
+
+        `weights` is required: rows that pad a batch get weight 0.
+        """
 
     @abc.abstractmethod
     def __call__(self, model: Model, batch: Batch, keys: jax.Array | None) -> Sums:

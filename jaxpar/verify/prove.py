@@ -9,7 +9,7 @@ from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.devices import choose_devices
 from jaxpar.partition.layout import Layout, as_layout
 from jaxpar.run.directory import RunDir
-from jaxpar.run.training import refuse_misfits
+from jaxpar.run.session import refuse_misfits
 from jaxpar.verify.compare import FACTOR, Reference
 from jaxpar.verify.locate import locate
 from jaxpar.verify.proof import Proof

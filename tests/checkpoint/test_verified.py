@@ -14,7 +14,7 @@ import pytest
 from jaxpar.checkpoint import manifest_writer, verified
 from jaxpar.checkpoint.manager import Checkpoints
 from jaxpar.checkpoint.verified import Check
-from jaxpar.errors import NoUsableCheckpoint
+from jaxpar.errors import NoUsableCheckpoint, SaveFailed
 from jaxpar.guard import manifest
 from jaxpar.guard.manifest import NAME
 from tests.checkpoint.test_faults import reading, save, state_at, target_on
@@ -304,7 +304,7 @@ def test_a_failed_save_has_no_manifest_and_leaves_no_thread(tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(saver._manager, "wait_until_finished", fail)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(SaveFailed, match="no space left"):
             saver.save(4, state_at(4), memory={})
     assert saver._manifests._thread is None
     with contextlib.closing(saver):

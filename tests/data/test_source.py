@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import lzma
 import math
 import os
@@ -14,13 +13,19 @@ import numpy as np
 import pytest
 
 from jaxpar import cache
-from jaxpar.data import token_files
+from jaxpar.data import stored_tokens, token_files
 from jaxpar.data.source import DocumentSource, Pairs, Text, score
 from jaxpar.data.task import causal
 from jaxpar.data.tokenizer import BPE, Bytes, ByteTokenizer
-from jaxpar.errors import UserError
+from jaxpar.errors import DataWentBad, UserError
 from jaxpar.sources import split, stdlib, text_files
-from jaxpar.sources.corpus import Corpus, Document, Lazy, split_by_number
+from jaxpar.sources.corpus import (
+    Corpus,
+    Document,
+    Example,
+    Lazy,
+    split_by_number,
+)
 from jaxpar.sources.registry import open_source
 
 LINES = b"".join(b"line %d of a small text\n" % i for i in range(400))
@@ -146,9 +151,23 @@ def test_files_above_the_limit_are_read_in_place(folder, monkeypatch):
 def test_a_long_text_is_cut_between_characters_and_loses_nothing(monkeypatch):
     monkeypatch.setattr(token_files, "PIECE_BYTES", 7)
     text = ("äöü" * 9 + "\nx\n" + "→" * 8).encode()
-    pieces = token_files._pieces(text)
+    pieces = [*token_files._pieces(text)]
     assert b"".join(pieces) == text and len(pieces) > 5
     assert all(piece.decode() for piece in pieces)
+
+
+@pytest.mark.parametrize("tokens", [Bytes().build([]), BPE(300).build([LINES])])
+def test_a_long_text_has_the_same_tokens_alone_as_among_others(tokens, monkeypatch):
+    def encoded(bulk):
+        monkeypatch.setattr(token_files, "BULK_BYTES", bulk)
+        for item in token_files._encoded(items, "train", tokens, progress=False):
+            answer = [ids for group in item.answer for ids in group]
+            yield [ids.tolist() for ids in item.prompt + answer]
+
+    monkeypatch.setattr(token_files, "PIECE_BYTES", 70)
+    monkeypatch.setattr(token_files, "GROUP_PIECES", 3)
+    items = [Example(LINES[:2000], b"prompt"), Example(b""), Example(LINES[:90])]
+    assert [*encoded(10)] == [*encoded(10_000)]
 
 
 def test_synthetic_text_has_the_entropy_it_claims():
@@ -252,16 +271,16 @@ def test_token_files_that_changed_are_refused(folder):
     tokens.unlink()
     raw[100] ^= 1
     tokens.write_bytes(raw)
-    with pytest.raises(UserError, match="not what was prepared"):
+    with pytest.raises(DataWentBad, match=r"tokens.bin is damaged: bytes 0 to \d+"):
         source.prepare()
 
 
 def test_tokens_that_the_libraries_would_now_make_differently_are_refused(folder):
     source = Text(f"files:{folder}/*.txt", **SIZES)
-    path = cache.root() / "windows" / source.prepare().fingerprint / "train/meta.json"
-    meta = json.loads(path.read_text())
+    path = cache.root() / "windows" / source.prepare().fingerprint / "train"
+    meta = stored_tokens.read_meta(path)
     meta["probe"]["ids"][0] += 1
-    path.write_text(json.dumps(meta))
+    stored_tokens.write_meta(path, meta)
     with pytest.raises(UserError, match="other tokens"):
         source.prepare()
 

@@ -1,5 +1,8 @@
 """Tokenizers lose nothing and are the same every time."""
 
+import json
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,3 +69,27 @@ def test_a_tokenizer_that_changed_on_disk_is_refused(tmp_path):
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no tokenizer"):
         tokenizer.load(tmp_path)
+
+
+def test_a_flipped_bit_anywhere_in_a_saved_tokenizer_is_refused(tmp_path):
+    draw = random.Random(0)
+    BPE(300).build(TEXTS).save(tmp_path)
+    for path in sorted(tmp_path.iterdir()):
+        good = path.read_bytes()
+        for place in draw.sample(range(len(good)), 60):
+            raw = bytearray(good)
+            raw[place] ^= 1 << draw.randrange(8)
+            path.write_bytes(raw)
+            with pytest.raises(UserError):
+                tokenizer.load(tmp_path)
+        path.write_bytes(good)
+    tokenizer.load(tmp_path)
+
+
+def test_a_tokenizer_that_an_older_version_saved_is_read(tmp_path):
+    saved = BPE(300).build(TEXTS)
+    saved.save(tmp_path)
+    assert (tmp_path / tokenizer.FILE).read_text() == saved.model.to_str(pretty=True)
+    mark = {"type": "BPE", "fingerprint": saved.fingerprint}
+    (tmp_path / tokenizer.MARK).write_text(json.dumps(mark))
+    assert tokenizer.load(tmp_path).fingerprint == saved.fingerprint

@@ -25,6 +25,11 @@ def test_a_step_is_three_forward_passes_over_all_devices():
     assert meter == Meter(3e12, 8 * 989.4e12)
 
 
+def test_a_step_with_frozen_parameters_has_the_flops_that_it_was_given():
+    meter = meter_on([Device("NVIDIA H200")], step_flops=1.5e12)
+    assert meter == Meter(1.5e12, 989.4e12)
+
+
 def test_one_unknown_device_makes_the_mfu_unknown():
     meter = meter_on([Device("NVIDIA H200"), Device("cpu")], forward_flops=1e12)
     assert meter(ROW)["mfu"] is None

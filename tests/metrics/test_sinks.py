@@ -7,8 +7,10 @@ import struct
 import numpy as np
 import pytest
 
-from jaxpar.errors import UserError
+from jaxpar.errors import JaxparError, UserError
+from jaxpar.metrics.rows import Rows, Tolerant
 from jaxpar.metrics.sinks import JsonlSink, Progress, TensorBoardSink
+from tests.small_disks import files_of_at_most
 
 ROW = {"step": 1, "loss": 2.5, "tokens": 4096.0, "seconds": 2.0, "mfu": None}
 
@@ -120,3 +122,108 @@ def test_a_loss_that_is_not_finite_is_shown_as_it_is():
     file = io.StringIO()
     Progress(2, file=file).write({"step": 1, "loss": float("nan")})
     assert file.getvalue().splitlines()[1] == "step 1/2: loss nan"
+
+
+def test_tensorboard_reads_a_resumed_run_of_the_same_second(tmp_path):
+    for step in (1, 1, 2):
+        sink = TensorBoardSink(tmp_path)
+        sink.write({**ROW, "step": step})
+        sink.close()
+    assert len(list(tmp_path.iterdir())) == 3
+    found = [step for step, tag, _ in events(tmp_path) if tag == "train/loss"]
+    assert found == [1, 1, 2]
+
+
+@pytest.mark.parametrize("kind", [JsonlSink, TensorBoardSink])
+def test_of_a_row_that_does_not_fit_nothing_is_written(tmp_path, kind):
+    sink = kind(tmp_path / "out")
+    sink.write(ROW)
+    path = tmp_path / "out"
+    (file,) = path.iterdir() if path.is_dir() else (path,)
+    before = file.read_bytes()
+    # The system writes the part that fits, and says so; the rest is an error.
+    with files_of_at_most(len(before) + 20), pytest.raises(OSError, match="too large"):
+        sink.write({**ROW, "step": 2})
+    assert file.read_bytes() == before
+    sink.write({**ROW, "step": 3})
+    sink.close()
+    assert file.read_bytes().startswith(before) and len(file.read_bytes()) > len(before)
+
+
+def rows_of(tmp_path, *others):
+    asked = []
+    rows = Rows(
+        JsonlSink(tmp_path / "metrics.jsonl"),
+        others,
+        ask_to_stop=lambda: asked.append(True),
+    )
+    return rows, asked
+
+
+class Failing:
+    """A sink that fails at its second row, and when it is closed."""
+
+    def __init__(self, error):
+        self.error, self.rows = error, []
+
+    def write(self, row):
+        self.rows.append(row)
+        if len(self.rows) == 2:
+            raise self.error
+
+    def close(self):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left"), ValueError("I/O operation on closed file")]
+)
+def test_a_sink_that_fails_is_off_after_one_warning(tmp_path, capsys, error):
+    sink = Failing(error)
+    rows, asked = rows_of(tmp_path, Tolerant(sink, "TensorBoard"))
+    for step in range(1, 5):
+        rows.write({**ROW, "step": step})
+    rows.close()
+    rows.require_written()
+    assert [row["step"] for row in sink.rows] == [1, 2] and asked == []
+    assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("TensorBoard is off from now on (") and str(error) in line
+
+
+def test_tensorboard_on_a_full_disk_costs_no_row(tmp_path, capsys):
+    rows, _ = rows_of(tmp_path, Tolerant(TensorBoardSink(tmp_path / "t"), "TB"))
+    rows.write(ROW)
+    # More than tensorboardX's queue holds, which blocked once its thread had died.
+    with files_of_at_most(0):
+        sink = Tolerant(TensorBoardSink(tmp_path / "u"), "TB")
+        for step in range(50):
+            sink.write({**ROW, "step": step})
+        sink.close()
+    rows.close()
+    assert capsys.readouterr().err.count("off from now on") == 1
+
+
+def test_a_warning_that_cannot_be_printed_costs_no_row(tmp_path, monkeypatch):
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr("sys.stderr", closed)
+    rows, _ = rows_of(tmp_path, Tolerant(Failing(OSError("gone")), "the progress bar"))
+    for step in (1, 2, 3):
+        rows.write({**ROW, "step": step})
+    rows.close()
+    assert len(lines(tmp_path / "metrics.jsonl")) == 3
+
+
+def test_a_lost_row_asks_once_to_stop_and_leaves_no_gap(tmp_path):
+    rows, asked = rows_of(tmp_path)
+    rows.write({**ROW, "step": 1})
+    rows.require_written()
+    with files_of_at_most(20):
+        rows.write({**ROW, "step": 2})
+    rows.write({**ROW, "step": 3})
+    assert asked == [True]
+    assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [1]
+    with pytest.raises(JaxparError, match=r"jsonl .*File too large.*from step 2 on"):
+        rows.require_written()
+    rows.close()

@@ -16,7 +16,7 @@ from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
 from jaxpar.run.directory import RunDir, default_dir
 from jaxpar.run.metrics_file import read_metrics
-from jaxpar.run.receipt import write_json
+from jaxpar.run.sealed_json import write_json
 from jaxpar.train.converge import Converged, Never
 from jaxpar.train.state import TrainState
 
@@ -99,7 +99,7 @@ def test_what_is_no_run_is_said_to_be_none(tmp_path):
     for ask in (RunDir.open, lambda home: home.choose_step("newest")):
         with pytest.raises(UserError, match="is no run"):
             ask(RunDir(tmp_path / "absent"))
-    for text, said in (("{", "is no JSON"), ("[]", "holds no experiment")):
+    for text, said in (("{", "is no JSON"), ("[]", r"it holds \[\]")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match=said):
             RunDir(tmp_path).open()

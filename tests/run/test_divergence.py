@@ -13,7 +13,7 @@ import pytest
 from jaxpar import pretrain
 from jaxpar.data.order import order
 from jaxpar.errors import Diverged
-from jaxpar.run import training
+from jaxpar.run import fitting
 from jaxpar.run.directory import RunDir
 from jaxpar.run.metrics_file import read_metrics
 from jaxpar.train.step import make_train_step
@@ -39,7 +39,7 @@ def poisoned(monkeypatch):
 
     POISONED.clear()
     POISONED.add(BAD)
-    monkeypatch.setattr(training, "make_train_step", make)
+    monkeypatch.setattr(fitting, "make_train_step", make)
 
 
 POISONED = set()
@@ -125,7 +125,7 @@ def test_a_moment_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
 
         return train_step
 
-    monkeypatch.setattr(training, "make_train_step", make)
+    monkeypatch.setattr(fitting, "make_train_step", make)
     with pytest.raises(Diverged, match="Step 3 is not saved: the optimizer's .*step 2"):
         pretrain.main(SAVING, run_dir=tmp_path / "run")
     assert saved(tmp_path / "run") == {2: True}

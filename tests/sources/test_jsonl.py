@@ -9,7 +9,7 @@ from jaxpar.data.source import Pairs, Text, score
 from jaxpar.data.tokenizer import BPE, ByteTokenizer
 from jaxpar.errors import UserError
 from jaxpar.sources import files, split
-from jaxpar.sources.jsonl import JsonLines, Lines
+from jaxpar.sources.jsonl import JsonLines, Records
 from jaxpar.sources.registry import open_source
 from jaxpar.sources.text_files import TextFiles
 
@@ -284,8 +284,8 @@ def test_blocks_change_neither_hash_nor_pieces(texts, monkeypatch):
 def test_lines_keep_16_bytes_each_and_no_text(texts):
     corpus = open_source(texts)
     assert isinstance(corpus, JsonLines)
-    lines = Lines(corpus.pieces["train"])
-    held = lines._starts, lines._numbers
+    lines = Records(corpus.pieces["train"], {})
+    held = lines._starts, lines._lines
     assert sum(array.itemsize * len(array) for array in held) == 16 * len(lines)
     assert lines[-1] == lines[len(lines) - 1] and len(lines[:3]) == 3
     with pytest.raises(IndexError):

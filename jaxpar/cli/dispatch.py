@@ -1,28 +1,28 @@
 """Dispatch of a verb (subcommand), and what is printed of an error."""
 
-import logging
 import sys
 import traceback
 from collections.abc import Sequence
 
+from jaxpar.checkpoint import library_warnings
 from jaxpar.cli.verbs import VERBS
-from jaxpar.errors import INTERRUPTED, UserError, exit_status, one_line
+from jaxpar.errors import UserError, exit_status, one_line
+from jaxpar.guard.stopping import status_of
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def dispatch(argv: Sequence[str] | None = None) -> int:
     """Does what the words ask for; returns the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     if "--debug" not in args:
-        # Orbax warns of every directory that is opened read-only.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        library_warnings.shorten()
     try:
-        return _dispatch(args) or 0
+        return _run_verb(args) or 0
     except SystemExit as stop:
         # What --help ends with.
         return int(stop.code or 0)
     except KeyboardInterrupt:
         print("jaxpar: interrupted", file=sys.stderr)
-        return _leave(INTERRUPTED)
+        return _leave(status_of("SIGINT"))
     except Exception as error:  # The outermost boundary: one line, and a status.
         if "--debug" in args:
             traceback.print_exc()
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _leave(exit_status(error))
 
 
-def _dispatch(args: list[str]) -> int | None:
+def _run_verb(args: list[str]) -> int | None:
     if not args or args[0] in ("-h", "--help"):
         print(_help())
         return 0

@@ -1,0 +1,112 @@
+"""What a fine-tune takes over from its source: parameters, vocabulary, tokenizer."""
+
+import math
+from typing import Any
+
+import jax
+
+from jaxpar.checkpoint.transfer import Transfer, Vocabulary, account
+from jaxpar.data.added_tokens import AddedTokens
+from jaxpar.data.tokenizer import Tokenizer
+from jaxpar.errors import UserError
+from jaxpar.experiment import Experiment, Finetune
+from jaxpar.partition import cluster
+from jaxpar.partition.layout import Placed
+from jaxpar.run.directory import RunDir
+from jaxpar.run.sealed_json import write_json
+from jaxpar.train.state import Recipe
+from jaxpar.tree import flatten, unflatten
+
+
+def transfer_of(experiment: Finetune, base: Experiment) -> Transfer:
+    """What becomes of each parameter, from the shapes of both models alone.
+
+    experiment: with its model, which may be the source's. base: the source's.
+
+    Raises:
+      UserError: the source's parameters do not account for this model's.
+    """
+    return account(
+        experiment.recipe().anatomy.shapes,
+        base.recipe().anatomy.shapes,
+        keep_fresh=experiment.keep_fresh,
+        vocabulary=vocabulary_of(experiment, base),
+    )
+
+
+def vocabulary_of(experiment: Finetune, base: Experiment) -> Vocabulary:
+    """The vocabularies of both models, and whether the source's grows.
+
+    Raises:
+      UserError: grow_vocab is not the model's vocab_size, or the source's is as large.
+    """
+    asked, ours = experiment.grow_vocab, experiment.model.vocab_size
+    theirs = base.model.vocab_size
+    if asked and asked != ours:
+        raise UserError(
+            f"grow_vocab={asked}, but model.vocab_size={ours}; make them equal, or "
+            "leave the model out, to take the source's."
+        )
+    if asked and asked <= theirs:
+        does = "would shrink" if asked < theirs else "would not grow"
+        raise UserError(
+            f"grow_vocab={asked}: the source's vocabulary has {theirs} ids and {does}; "
+            "give more, or leave grow_vocab out."
+        )
+    names = flatten(experiment.recipe().anatomy.names)
+    return Vocabulary(names, ours, theirs, may_grow=bool(asked))
+
+
+def with_added_tokens(experiment: Finetune, tokens: Tokenizer) -> Tokenizer:
+    """The source's tokenizer, with the tokens that the fine-tune adds.
+
+    Raises:
+      UserError: one of them cannot be added, or the model has too few ids.
+    """
+    if not experiment.add_tokens:
+        return tokens
+    added = AddedTokens(tokens, experiment.add_tokens)
+    have = experiment.model.vocab_size
+    if added.vocab_size > have:
+        raise UserError(
+            f"With add_tokens the tokenizer has {added.vocab_size} ids, the model "
+            f"{have}; write grow_vocab={added.vocab_size} or more."
+        )
+    return added
+
+
+def stored_params(recipe: Recipe, placed: Placed) -> Any:
+    """Shapes of a source's parameters, split as far as their sizes allow.
+
+    Its vocabulary need not be divisible here, where a larger one is: such an axis is
+    not split until it has grown.
+    """
+    names = flatten(recipe.anatomy.names)
+
+    def place(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        kept = tuple(
+            name if _divides(placed, name, size) else None
+            for name, size in zip(names[path], leaf.shape, strict=True)
+        )
+        sharding = placed.sharding(kept, "stored")
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    shapes = flatten(recipe.anatomy.shapes)
+    return unflatten({path: place(path, leaf) for path, leaf in shapes.items()})
+
+
+def record(run: RunDir, transfer: Transfer) -> None:
+    """Adds what was not simply taken from the source to this session's receipt."""
+    if not str(transfer):
+        return
+    with cluster.synchronized():
+        if cluster.is_first():
+            *before, last = run.receipt.sessions()
+            last = {**last, "parameters": transfer.facts}
+            write_json(run.receipt.path, {"sessions": [*before, last]})
+
+
+def _divides(placed: Placed, name: str | None, size: int) -> bool:
+    """Whether an axis of this size can be split as its name says."""
+    (axes,) = placed.layout.split([name], "stored")
+    return size % math.prod(placed.layout.sizes[axis] for axis in axes) == 0

@@ -1,0 +1,49 @@
+"""JSON files that carry a digest of what they say, so that damage is noticed."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxpar import atomic
+from jaxpar.errors import UserError
+
+SEAL = "sha256"
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes an object whole or not at all, with a digest of the rest of it."""
+    rest = {name: item for name, item in value.items() if name != SEAL}
+    sealed = {**rest, SEAL: _digest(rest)}
+    atomic.write_bytes(path, f"{json.dumps(sealed, indent=2)}\n".encode())
+
+
+def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
+    """The object in a file, without its digest; files of older versions have none.
+
+    remedy: what a person can do about a damaged file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      UserError: it is no JSON object, or its digest is of something else.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: it is no JSON ({error}). {remedy}") from (
+            error
+        )
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it holds {value!r:.80}. {remedy}")
+    seal = value.pop(SEAL, None)
+    if seal is not None and seal != _digest(value):
+        raise UserError(
+            f"{path} is damaged, or was edited: its {SEAL} is of something else. "
+            f"{remedy} (To keep an edit, remove its line {SEAL}.)"
+        )
+    return value
+
+
+def _digest(value: dict[str, Any]) -> str:
+    """Of the meaning: neither white space nor the order of names counts."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,90 @@
+"""A session of a run: its directory, claimed, for an experiment and its data."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxpar.checkpoint.verified import Check
+from jaxpar.config import to_json
+from jaxpar.data.prepare import Prepared
+from jaxpar.errors import UserError
+from jaxpar.experiment import Experiment
+from jaxpar.partition import cluster
+from jaxpar.partition.layout import Placed
+from jaxpar.run.directory import RunDir
+from jaxpar.run.lock import RunLock
+from jaxpar.run.origin import Origin
+from jaxpar.run.time_account import TimeAccount
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """An experiment with all that training it takes: where, on what, on which data."""
+
+    experiment: Experiment
+    run_dir: RunDir
+    placed: Placed
+    prepared: Prepared
+    check: Check = Check()
+    time: TimeAccount = dataclasses.field(default_factory=TimeAccount)
+    """The account of its time."""
+
+
+def refuse_misfits(experiment: Experiment, prepared: Prepared | None = None) -> None:
+    """Refuses, before anything is compiled, a model that its data does not fit."""
+    longest, seq_len = experiment.model.max_positions, experiment.data.seq_len
+    if seq_len > longest:
+        raise UserError(
+            f"data.seq_len={seq_len} is longer than the model's "
+            f"max_positions={longest}; shorten the one or raise the other."
+        )
+    if prepared is None:
+        return
+    ids, vocabulary = prepared.tokenizer.vocab_size, experiment.model.vocab_size
+    if ids > vocabulary:
+        raise UserError(
+            f"The tokenizer has {ids} ids, the model's vocab_size is {vocabulary}; "
+            f"raise model.vocab_size to {ids} or more, or take a smaller tokenizer."
+        )
+
+
+def require_agreement(experiment: Experiment, run_dir: RunDir) -> None:
+    """Refuses processes that were given different experiments or directories."""
+    text = json.dumps(to_json(experiment), sort_keys=True).encode()
+    cluster.require_same(
+        experiment=hashlib.sha256(text).hexdigest()[:16], directory=str(run_dir.path)
+    )
+
+
+@contextlib.contextmanager
+def claimed(
+    session: Session, *, source_file: Path | None, start_from: Origin | None
+) -> Iterator[None]:
+    """The run's directory, locked for one writer, with its receipt written.
+
+    Process 0 does it for all, and the others check that they see it.
+    """
+    run_dir, data = session.run_dir, session.prepared.description
+    facts = {} if start_from is None else start_from.facts
+    cluster.require_same(data=data["content"], tokenizer=data["tokenizer"])
+    with contextlib.ExitStack() as stack:
+        with cluster.synchronized():
+            if cluster.is_first():
+                stack.enter_context(RunLock(run_dir.path))
+                if run_dir.claim(session.experiment, source_file=source_file):
+                    run_dir.receipt.require_same(
+                        session.prepared, facts.get("start_from")
+                    )
+                session.prepared.tokenizer.save(run_dir.tokenizer_dir)
+                layout = session.placed.layout.spelling
+                run_dir.receipt.add(layout=layout, data=data, **facts)
+        with cluster.synchronized():
+            if not run_dir.exists():
+                raise UserError(
+                    f"{run_dir.path}, which process 0 has made, cannot be seen here; "
+                    "--run-dir must be on a file system that all processes share."
+                )
+        yield
