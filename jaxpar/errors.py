@@ -17,7 +17,7 @@ class UserError(JaxparError, ValueError):
 
 
 class DataWentBad(JaxparError, ValueError):
-    """Data that was good when it was prepared cannot be read while running."""
+    """Data that was good when it was prepared is damaged, or cannot be read."""
 
     exit_status = 3
 
@@ -26,6 +26,10 @@ class NoUsableCheckpoint(JaxparError, ValueError):
     """A run has checkpoints, and none of them can be opened."""
 
     exit_status = 4
+
+
+class OutOfMemory(JaxparError, RuntimeError):
+    """A device has no memory left for the state or the step."""
 
 
 class SaveFailed(JaxparError, RuntimeError):

@@ -16,6 +16,7 @@ from jaxtyping import install_import_hook
 CHECKED = ["jaxpar.nn", "jaxpar.models", "jaxpar.train", "jaxpar.generate"]
 install_import_hook(CHECKED, "beartype.beartype")
 
+from tests.faults import tests_of  # noqa: E402
 from tests.flags import FAST  # noqa: E402
 
 # What older versions wrote is read, never imported.
@@ -31,18 +32,35 @@ def pytest_addoption(parser):
         action="store_true",
         help="compile as people's runs do, which laws on equal bits need",
     )
+    parser.addoption(
+        "--faults",
+        choices=("P", "N"),
+        help="run the tests of this tier in tests/FAULTS.md, slow ones too",
+    )
 
 
 def pytest_configure(config):
     """Chooses how hard XLA optimises, before any backend starts."""
+    if config.getoption("--faults"):
+        config.option.markexpr = ""
     if not config.getoption("--full-compile"):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST}"
 
 
 def pytest_collection_modifyitems(config, items):
-    """Refuses to judge bits that were compiled in another way than people's."""
+    """Chooses the tests; refuses to judge bits that were compiled as nobody does."""
+    tier = config.getoption("--faults")
+    if tier:
+        named = {f"tests/{name}" for name in tests_of(tier)}
+        chosen = [item for item in items if item.nodeid.partition("[")[0] in named]
+        config.hook.pytest_deselected(items=[i for i in items if i not in chosen])
+        items[:] = chosen
+    else:
+        nightly = [item for item in items if item.get_closest_marker("nightly")]
+        config.hook.pytest_deselected(items=nightly)
+        items[:] = [item for item in items if item not in nightly]
     exact = [item.nodeid for item in items if item.get_closest_marker("exact")]
-    chosen = "slow" in config.getoption("markexpr").replace("not slow", "")
+    chosen = tier or "slow" in config.getoption("markexpr").replace("not slow", "")
     if exact and chosen and not config.getoption("--full-compile"):
         raise pytest.UsageError(f"{exact[0]} compares bits: add --full-compile")
 

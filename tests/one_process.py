@@ -68,4 +68,6 @@ if __name__ == "__main__":
 
     fitting.batches, loader._row = logged(sys.argv[1], fitting.batches, loader._row)
     cluster.LEAVE_SECONDS = int(os.environ.get("LEAVE_SECONDS", cluster.LEAVE_SECONDS))
+    seconds = os.environ.get("HEARTBEAT_SECONDS", cluster.HEARTBEAT_SECONDS)
+    cluster.HEARTBEAT_SECONDS = int(seconds)
     sys.exit(main(sys.argv[2:]))

@@ -52,6 +52,21 @@ def test_a_killed_process_ends_the_other(tmp_path, victim):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_frozen_process_ends_the_other_within_the_heartbeat(tmp_path, victim):
+    run, words = tmp_path / "run", ("pretrain", SCRIPT, "--no-compile-cache", *ENDLESS)
+    words = (*words, "--run-dir", str(run))
+    env = {"LEAVE_SECONDS": "5", "HEARTBEAT_SECONDS": "10"}
+    with started(tmp_path, 2, *words, **env) as children:
+        wait_for_steps(children, tmp_path, run)
+        children[victim].send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        assert children[1 - victim].wait(60) != 0
+        assert time.monotonic() - began < 15
+    assert output_of(tmp_path, 2, 1 - victim)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [4, 8])
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_signal_to_one_process_before_its_first_step_ends_both(

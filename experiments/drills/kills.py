@@ -148,12 +148,10 @@ def what_is_left(run: Path) -> str:
 
 def rows_of(run: Path) -> list[dict]:
     """All rows, without what depends on the clock."""
-    clocked = ("seconds", "tokens_per_second", "mfu")
-    return [
-        {k: v for k, v in row.items() if k not in clocked}
-        for row in read_metrics(run / "metrics.jsonl")
-        if row.get("split") in (None, "heldout")
-    ]
+    kept = ("step", "split", "loss", "grad_norm", "learning_rate", "tokens", "skipped",
+            "nats_per_token", "nats_per_byte")  # fmt: skip
+    rows = read_metrics(run / "metrics.jsonl")
+    return [{name: row.get(name) for name in kept} for row in rows]
 
 
 def parameters_of(run: Path) -> dict[str, bytes]:

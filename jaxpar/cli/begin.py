@@ -1,6 +1,7 @@
 """What a verb does before its work: processes, signals, compiled programs, watchdog."""
 
 import contextlib
+from collections.abc import Iterator
 
 from jaxpar.cli import options
 from jaxpar.guard import stopping
@@ -29,8 +30,12 @@ def use_compile_cache(wanted: bool) -> None:
         jax.config.update("jax_compilation_cache_dir", str(root() / "compiled"))
 
 
-def watched(asked: options.Train) -> contextlib.AbstractContextManager[None]:
-    """A block that the watchdog watches as the flag says."""
+@contextlib.contextmanager
+def begun(asked: options.Train) -> Iterator[None]:
+    """A block that trains: watched, with its compile cache and the other processes."""
     from jaxpar.guard import limits, watchdog
 
-    return watchdog.watching(limits.parse(asked.watchdog))
+    with watchdog.watching(limits.parse(asked.watchdog)):
+        use_compile_cache(asked.compile_cache)
+        start_processes(asked)
+        yield

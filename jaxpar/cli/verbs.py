@@ -4,12 +4,13 @@ import dataclasses
 import itertools
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxpar.cli import options
-from jaxpar.cli.begin import start_processes, use_compile_cache, watched
+from jaxpar.cli.begin import begun, start_processes, use_compile_cache
 from jaxpar.cli.flags import classes_in, load_experiment, parse, split_first
 from jaxpar.errors import UserError
 
@@ -21,11 +22,9 @@ def pretrain(args: list[str]) -> int:
     from jaxpar.experiment import Pretrain
 
     asked = _with_flags(options.Train, rest, prog, file, Pretrain)
-    use_compile_cache(asked.compile_cache)
-    start_processes(asked)
     from jaxpar import pretrain
 
-    with watched(asked):
+    with begun(asked):
         return pretrain.main(
             asked.experiment,
             source_file=Path(file),
@@ -42,11 +41,9 @@ def finetune(args: list[str]) -> int:
     from jaxpar.experiment import Finetune
 
     asked = _with_flags(options.FinetuneRun, rest, prog, file, Finetune)
-    use_compile_cache(asked.compile_cache)
-    start_processes(asked)
     from jaxpar import finetune
 
-    with watched(asked):
+    with begun(asked):
         return finetune.main(
             asked.experiment,
             source_file=Path(file),
@@ -184,6 +181,9 @@ def prepare(args: list[str]) -> None:
     # The one verb that may ask a network.
     asked.experiment.data.fetch()
     found = asked.experiment.data.prepare(tokens, progress=not asked.json)
+    from jaxpar.data import both_parts
+
+    print(both_parts.in_words(found.description), file=sys.stderr)
     _print_items(found.description, asked.json)
 
 

@@ -219,9 +219,7 @@ def _read_ahead(
         stop.set()
 
 
-def _await(
-    ready: queue.Queue[Ready], give_up: Callable[[], bool] | None
-) -> Ready:
+def _await(ready: queue.Queue[Ready], give_up: Callable[[], bool] | None) -> Ready:
     """The next of the queue; None where it was given up."""
     if give_up is None:
         return ready.get()

@@ -8,8 +8,8 @@ from typing import Any
 from jaxpar import cache
 from jaxpar.data import own_source, token_files, tokenizer, windows
 from jaxpar.data.block_checksums import damaged
-from jaxpar.data.stored_tokens import open_token_file
-from jaxpar.data.tokenizer import Tokenizer, TokenizerConfig
+from jaxpar.data.stored_tokens import open_token_file, read_meta
+from jaxpar.data.tokenizer import ByteTokenizer, Tokenizer, TokenizerConfig
 from jaxpar.data.windows import Rows, TokenFile, Windows
 from jaxpar.errors import UserError
 from jaxpar.sources.corpus import Corpus, Document, Example, Lazy
@@ -50,7 +50,10 @@ def learned(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:
     def build(directory: pathlib.Path) -> None:
         documents = corpus.by_part["train"]
         numbers = range(len(documents))
-        texts = (own_source.text_of(corpus, "train", documents, i) for i in numbers)
+        texts = (
+            own_source.text_of(corpus, "train", documents, i, must_be_utf8=True)
+            for i in numbers
+        )
         config.build(texts).save(directory)
 
     path = cache.build_once(cache.root() / "tokenizers" / name, build)
@@ -170,11 +173,16 @@ def need_windows(corpus: Corpus, windows: Windows, least: int, what: str) -> Non
 def _write_documents(
     corpus: Corpus, tokens: Tokenizer, *, progress: bool
 ) -> pathlib.Path:
+    utf8 = not isinstance(tokens, ByteTokenizer)
+
     def read(part: str) -> Sequence[Example]:
         documents: Sequence[Document] = corpus.by_part[part]
         numbers = range(len(documents))
         return Lazy(
-            numbers, lambda i: Example(own_source.text_of(corpus, part, documents, i))
+            numbers,
+            lambda i: Example(
+                own_source.text_of(corpus, part, documents, i, must_be_utf8=utf8)
+            ),
         )
 
     with own_source.named(corpus, "its fingerprint"):
@@ -216,6 +224,8 @@ def _prepared(
     for name, part in (("train", train), ("heldout", heldout)):
         sizes = {"windows": len(part), "scored": part.n_tokens, "bytes": part.n_bytes}
         description[name] = {**sizes, **counts[name]}
+    meta = read_meta(cache.root() / "windows" / fingerprint / "heldout")
+    description["in_both_parts"] = meta.get("in_both_parts", 0)
     older = corpus.versioned_fingerprint
     return Prepared(tokens, train, heldout, fingerprint, description, older)
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxpar import cache
 from jaxpar.data import stored_tokens
 from jaxpar.data.block_checksums import ChecksumWriter
+from jaxpar.data.both_parts import BothParts
 from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.data.windows import Items
 from jaxpar.errors import UserError
@@ -25,7 +26,7 @@ BULK_BYTES = 4_000_000
 """Text that is tokenised in one call."""
 PIECE_BYTES = 1_000_000
 """Longer texts are cut into pieces, which are tokenised in parallel."""
-GROUP_PIECES = 16
+GROUP_PIECES = 4
 """Pieces of one long text that are tokenised in one call."""
 PROBE_BYTES = 2_000
 
@@ -87,14 +88,16 @@ def _write(
     progress: bool,
     directory: pathlib.Path,
 ) -> None:
+    both = BothParts()
     for name in names:
-        items = read(name)
+        items = both.watched(name, read(name))
         folder = directory / name
         folder.mkdir()
         meta = _write_tokens(folder, name, items, tokenizer, progress)
         small = name != "train" and 0 < meta["bytes"] <= XZ_LIMIT
         texts = (item.answer for item in items)
         meta["xz_nats_per_byte"] = xz_nats_per_byte(texts) if small else None
+        meta["in_both_parts"] = both.count()
         stored_tokens.write_meta(folder, meta)
 
 

@@ -5,13 +5,14 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxpar import atomic
 from jaxpar.config import require_positive
+from jaxpar.data.learning_text import first_words, utf8
 from jaxpar.errors import UserError
 
 if TYPE_CHECKING:  # The library is optional: Bytes and `--help` do without it.
@@ -109,7 +110,7 @@ class BPETokenizer(Tokenizer):
           UserError: a text is not UTF-8.
         """
         encodings = self.model.encode_batch_fast(
-            [_utf8(text) for text in texts], add_special_tokens=False
+            [utf8(text) for text in texts], add_special_tokens=False
         )
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
@@ -177,7 +178,7 @@ class BPE(TokenizerConfig):
             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        model.train_from_iterator(_first_bytes(texts, self.train_bytes), trainer)
+        model.train_from_iterator(first_words(texts, self.train_bytes), trainer)
         return BPETokenizer(model)
 
 
@@ -250,22 +251,3 @@ def _write_mark(
     directory.mkdir(parents=True, exist_ok=True)
     mark = {"type": name, "fingerprint": fingerprint, **more}
     atomic.write_bytes(directory / MARK, (json.dumps(mark) + "\n").encode())
-
-
-def _utf8(text: bytes) -> str:
-    try:
-        return text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"Text is not UTF-8 at byte {error.start}; BPE reads UTF-8, "
-            "tokenizer=Bytes() any bytes."
-        ) from error
-
-
-def _first_bytes(texts: Iterable[bytes], limit: int) -> Iterator[str]:
-    """The first whole texts that together reach `limit` bytes."""
-    for text in texts:
-        if limit <= 0:
-            return
-        limit -= len(text)
-        yield _utf8(text)

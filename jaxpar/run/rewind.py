@@ -2,21 +2,17 @@
 
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jaxpar.checkpoint import step_directories, verified
 from jaxpar.checkpoint.verified import Check
-from jaxpar.data.order import Skipped, order
 from jaxpar.errors import NoUsableCheckpoint
-from jaxpar.experiment import Experiment
 from jaxpar.partition import cluster
 from jaxpar.run.directory import RunDir
 from jaxpar.run.receipt import Receipt
 from jaxpar.run.sealed_json import write_json
-from jaxpar.run.session import Session
-from jaxpar.train.spikes import GoBack, Skipping, Spikes, pairs
+from jaxpar.train.spikes import GoBack, Skipping
 
 SUPERSEDED = "superseded"
 
@@ -46,38 +42,6 @@ def go_back(run_dir: RunDir, needed: GoBack, check: Check) -> None:
         "batch are skipped.",
         file=sys.stderr,
     )
-
-
-def spikes_from(session: Session, step: int, memory: dict[str, Any] | None) -> Spikes:
-    """What a session judges its losses by that goes on from a step.
-
-    memory: of its checkpoint; None at the beginning.
-    """
-    experiment, skipped = session.experiment, skipped_at(session.run_dir, step, memory)
-    return Spikes(
-        experiment.on_spike,
-        windows_of=windows_by_step(
-            experiment, len(session.prepared.train), pairs(skipped)
-        ),
-        skipped=skipped,
-        memory=(memory or {}).get("spikes"),
-    )
-
-
-def windows_by_step(
-    experiment: Experiment, n_windows: int, skipped: Skipped = ()
-) -> Callable[[int], list[int]]:
-    """A function from a step to the windows of its batch.
-
-    n_windows, skipped: as `order` takes them.
-    """
-    seed, rows = experiment.seed, experiment.data.batch_size
-
-    def windows_of(step: int) -> list[int]:
-        # Step 1 is the first one, made of the batch of step 0.
-        return order(seed, step - 1, rows, n_windows, skipped).tolist()
-
-    return windows_of
 
 
 def skipped_at(

@@ -7,7 +7,6 @@ one when the next begins.
 
 import contextlib
 import dataclasses
-import json
 import sys
 import threading
 import time
@@ -17,7 +16,6 @@ from typing import Any
 
 import jax
 
-from jaxpar import atomic
 from jaxpar.errors import UserError, one_line
 from jaxpar.guard import goodput, phases
 from jaxpar.guard.goodput import REPEATED, STAMP, Account, Leg, Seconds, SessionTime
@@ -25,6 +23,7 @@ from jaxpar.metrics.sinks import Row
 from jaxpar.partition import cluster
 from jaxpar.run.metrics_file import written_after
 from jaxpar.run.receipt import Receipt
+from jaxpar.run.sealed_json import read_json, write_json
 
 NAME = "time.json"
 EVERY_SECONDS = 5.0
@@ -183,7 +182,7 @@ def account_of(run: str | Path) -> Account:
     """
     receipt = Receipt(Path(run) / "receipt.json")
     times = receipt.times()
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    with contextlib.suppress(FileNotFoundError, UserError):
         number, newest = _read(receipt)
         if number < len(receipt.sessions()):
             times[number] = newest
@@ -193,9 +192,7 @@ def account_of(run: str | Path) -> Account:
 def write(receipt: Receipt, number: int, session: SessionTime) -> None:
     """Writes time.json beside the receipt, whose session of this number it is of."""
     content = {"session": number, **dataclasses.asdict(session)}
-    atomic.write_bytes(
-        receipt.path.with_name(NAME), f"{json.dumps(content, indent=2)}\n".encode()
-    )
+    write_json(receipt.path.with_name(NAME), content)
 
 
 def _take_over(receipt: Receipt, metrics: Path) -> list[SessionTime]:
@@ -211,10 +208,8 @@ def _take_over(receipt: Receipt, metrics: Path) -> list[SessionTime]:
             receipt.keep_time(number, dataclasses.asdict(newest))
     except FileNotFoundError:
         pass
-    except ValueError as error:
-        path = receipt.path.with_name(NAME)
-        print(f"{path} is damaged: {error}; its session's time is not counted.",
-              file=sys.stderr)  # fmt: skip
+    except UserError as error:
+        print(one_line(error), file=sys.stderr)
     times = receipt.times()
     return [times[number] for number in sorted(times)]
 
@@ -224,14 +219,16 @@ def _read(receipt: Receipt) -> tuple[int, SessionTime]:
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is damaged.
+      UserError: it is damaged.
     """
-    content = receipt.path.with_name(NAME).read_bytes()
+    path, remedy = receipt.path.with_name(NAME), "Its session's time is not counted."
+    value = read_json(path, remedy=remedy)
     try:
-        value = json.loads(content)
         return int(value["session"]), goodput.session_from_json(value)
     except goodput.NO_SESSION as error:
-        raise ValueError(one_line(error)) from error
+        raise UserError(
+            f"{path} is damaged: it holds no session ({one_line(error)}). {remedy}"
+        ) from error
 
 
 def _stamp(seconds: float) -> str:

@@ -1,11 +1,13 @@
 """Training inside a run directory, from the start or from the newest checkpoint."""
 
 import contextlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from jaxpar.checkpoint import verified
 from jaxpar.checkpoint.verified import Check
+from jaxpar.data import both_parts
 from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.guard import phases, stopping
 from jaxpar.guard.stopping import StopRequest, Unsaved
@@ -21,6 +23,7 @@ from jaxpar.run.rewind import go_back
 from jaxpar.run.session import Session, claimed, refuse_misfits
 from jaxpar.run.time_account import TimeAccount
 from jaxpar.run.writable import require_writable
+from jaxpar.train import out_of_memory
 from jaxpar.train.spikes import GoBack
 from jaxpar.train.state import TrainState
 
@@ -59,6 +62,7 @@ def train_run(
     with phases.doing("prepare"):
         prepared = cluster.first_then_others(lambda: experiment.data.prepare(tokenizer))
     refuse_misfits(experiment, prepared)
+    cluster.print_once(both_parts.in_words(prepared.description), file=sys.stderr)
     session = Session(experiment, run_dir, placed, prepared, check or Check(), time)
     with (
         claimed(session, source_file=source_file, start_from=start_from),
@@ -75,10 +79,15 @@ def _train(
     session: Session, begin: Callable[[], TrainState], request: StopRequest
 ) -> Outcome:
     """Trains a claimed run, back to an earlier step where a loss spike asks for it."""
-    steps = make_steps(session)
+    experiment, steps = session.experiment, make_steps(session)
     while True:
         try:
-            return _train_from_newest(session, begin, steps, request)
+            with out_of_memory.explained(
+                experiment.recipe().target(session.placed),
+                rows=experiment.data.batch_size,
+                microbatches=experiment.microbatches,
+            ):
+                return _train_from_newest(session, begin, steps, request)
         except GoBack as needed:  # In all processes: each has the same losses.
             go_back(session.run_dir, needed, session.check)
 

@@ -64,7 +64,8 @@ class History:
         if not self._pending:
             return []
         steps, metrics = zip(*self._pending, strict=True)
-        values = jax.device_get(list(metrics))
+        # A read of one that was refused its memory would wait for ever.
+        values = jax.device_get(jax.block_until_ready(list(metrics)))
         phases.made_progress()
         now = time.perf_counter()
         seconds = (now - self._since) / len(steps)

@@ -22,7 +22,10 @@ def total_loss(
     independent programs with collectives, run at once on simulated devices, may
     deadlock. Every process returns the sums of process 0, so that all decide alike.
     """
-    scores = [jax.device_get(eval_step(params, batch)) for batch in batches]
+    scores = [
+        jax.device_get(jax.block_until_ready(eval_step(params, batch)))
+        for batch in batches
+    ]
     totals = {
         name: _exact_sum([float(score[name]) for score in scores])
         for name in ("loss", "weight")

@@ -178,15 +178,10 @@ class Spikes:
         skipped: Sequence[Skipping] = (),
         memory: Memory | None = None,
     ):
-        self.windows_of, self._policy = windows_of, policy
+        self._policy, self._windows_of = policy, windows_of
         self._skipped = list(skipped)
         self._losses: list[float] = list((memory or {}).get("losses", ()))
         self._in_spike = False
-
-    @property
-    def skipped(self) -> list[tuple[int, int]]:
-        """The windows that the run skips, as `order` takes them."""
-        return pairs(self._skipped)
 
     @property
     def memory(self) -> Memory:
@@ -207,7 +202,7 @@ class Spikes:
         if spike is None:
             self._in_spike = False
             return row, None
-        windows = [int(i) for i in self.windows_of(step)]
+        windows = [int(i) for i in self._windows_of(step)]
         if not self._in_spike:
             cluster.print_once(
                 f"{described(spike)}; its batch has the windows {_listed(windows)}.",
@@ -215,7 +210,7 @@ class Spikes:
             )
         self._in_spike = True
         ending = self._policy.follow(
-            spike, windows_of=self.windows_of, rewinds=len(self._skipped)
+            spike, windows_of=self._windows_of, rewinds=len(self._skipped)
         )
         return {**row, "spike": True, "windows": windows}, ending
 

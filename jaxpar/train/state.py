@@ -151,7 +151,8 @@ class Recipe:
 
 def create(recipe: Recipe, placed: Placed, *, seed: int) -> TrainState:
     """A state at step 0, with each shard initialised on its own device."""
-    return make_init(recipe, placed, seed=seed)()
+    # Reading a part of it would wait for ever where memory was refused to a device.
+    return jax.block_until_ready(make_init(recipe, placed, seed=seed)())
 
 
 def make_init(recipe: Recipe, placed: Placed, *, seed: int) -> Callable[[], TrainState]:

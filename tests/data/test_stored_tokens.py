@@ -61,7 +61,7 @@ def flip(path, place, bit):
 def without_checksums(path):
     """Makes a preparation what older versions of jaxpar wrote."""
     meta = stored_tokens.read_meta(path)
-    del meta["files"]
+    del meta["files"], meta["in_both_parts"]
     (path / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     for file in path.glob("*.crc32"):
         file.unlink()

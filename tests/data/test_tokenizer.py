@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxpar.data import tokenizer
+from jaxpar.data import learning_text, tokenizer
 from jaxpar.data.tokenizer import BPE, Bytes
 from jaxpar.errors import UserError
 
@@ -93,3 +93,15 @@ def test_a_tokenizer_that_an_older_version_saved_is_read(tmp_path):
     mark = {"type": "BPE", "fingerprint": saved.fingerprint}
     (tmp_path / tokenizer.MARK).write_text(json.dumps(mark))
     assert tokenizer.load(tmp_path).fingerprint == saved.fingerprint
+
+
+def test_a_long_text_teaches_the_same_in_pieces(monkeypatch):
+    text = "".join(
+        f"Zeile {i}: d\u00e9j\u00e0 vu, x{i % 7}=f({i})\n\t\u4e2d\u6587\u3002 "
+        for i in range(900)
+    ).encode()
+    whole = BPE(400).build([text])
+    for size in (300, 1_001, 4_096):
+        monkeypatch.setattr(learning_text, "LEARN_BYTES", size)
+        assert len([*learning_text.first_words([text], len(text))]) > 2
+        assert BPE(400).build([text]).fingerprint == whole.fingerprint

@@ -22,6 +22,8 @@ from jaxpar.run.receipt import Receipt
 from jaxpar.run.sealed_json import write_json
 from jaxpar.run.time_account import NAME, TimeAccount, account_of
 
+STARTED = "2026-01-01T00:00:00+0000"
+
 
 class Clock:
     time = 0.0
@@ -183,7 +185,7 @@ def test_a_kill_loses_little_of_the_account(tmp_path, clock):
 
 def test_rows_tell_what_was_done_after_the_last_record(tmp_path, clock):
     record = SessionTime(
-        "2026-01-01T00:00:00+0000", "2026-01-01T00:01:00+0000",
+        STARTED, "2026-01-01T00:01:00+0000",
         {"start": 40.0, "compute": 20.0}, 30.0,
         (Leg(0, 10, {"compute": 15.0}, {"compute": 5.0}),),
     )  # fmt: skip
@@ -232,6 +234,18 @@ def test_a_damaged_file_loses_its_session_aloud(tmp_path, clock, content, capsys
     assert f"{NAME} is damaged" in capsys.readouterr().err
     assert account_of(tmp_path).sessions == 1
     assert sorted(os.listdir(tmp_path)) == ["receipt.json", NAME]
+
+
+def test_a_flipped_digit_of_the_record_is_noticed(tmp_path, clock, capsys):
+    receipt = started(tmp_path)
+    record = SessionTime(STARTED, STARTED, {"start": 40.0}, None)
+    time_account.write(receipt, 0, record)
+    assert account_of(tmp_path).wall == 40
+    path = tmp_path / NAME
+    path.write_text(path.read_text().replace("40.0", "41.0"))
+    assert account_of(tmp_path).sessions == 0
+    a_session(tmp_path, clock, first=0, steps=3)
+    assert f"{NAME} is damaged" in capsys.readouterr().err
 
 
 def test_a_run_of_an_older_version_has_no_account(tmp_path):
