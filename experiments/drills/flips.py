@@ -2,9 +2,9 @@
 
     python -m experiments.drills.flips              # 200 bits, about 15 minutes
 
-A small run is trained and copied, with its prepared data, for each bit; the bit is
-drawn by size over all files (every file of 4 kB or less also gets its share). Then the
-copy is evaluated, and resumed for two steps. Each ends in one of these ways:
+A small run is trained and copied, with its prepared data, for each bit. Half of the
+bits are drawn by size over the run's files, a quarter over those of the prepared data,
+and a quarter among all files of 4 kB or less, whatever their size. Then the copy is evaluated, and resumed for two steps. Each ends in one of these ways:
 
 * refused: with a status and a message;
 * said: a message names the damage, and an older step, or an intact copy, is used;
@@ -70,7 +70,7 @@ def drill(home: Path, whole: Path, truth: dict, bits: list) -> collections.Count
 
 
 def drawn(whole: Path, n: int, seed: int) -> list[tuple[Path, int]]:
-    """Files and bits, drawn by size, and a tenth of them among small files."""
+    """Files and bits of them, as the module says."""
     draw = random.Random(seed)
     files = sorted(
         file.relative_to(whole)
@@ -79,9 +79,16 @@ def drawn(whole: Path, n: int, seed: int) -> list[tuple[Path, int]]:
         and file.stat().st_size
         and not any(part in SKIPPED for part in file.relative_to(whole).parts)
     )
-    sizes = [(whole / file).stat().st_size for file in files]
-    small = [f for f, size in zip(files, sizes, strict=True) if size <= 4096]
-    chosen = draw.choices(files, sizes, k=n - n // 4) + draw.choices(small, k=n // 4)
+    sizes = {file: (whole / file).stat().st_size for file in files}
+    of_run, of_data = (
+        [file for file in files if file.parts[0] == name] for name in (RUN, CACHE)
+    )
+    small = [file for file in files if sizes[file] <= 4096]
+    chosen = [
+        *draw.choices(of_run, [sizes[f] for f in of_run], k=n - 2 * (n // 4)),
+        *draw.choices(of_data, [sizes[f] for f in of_data], k=n // 4),
+        *draw.choices(small, k=n // 4),
+    ]
     return [(f, draw.randrange((whole / f).stat().st_size * 8)) for f in chosen]
 
 
