@@ -92,6 +92,12 @@ def refusal(capsys, *args):
     return line
 
 
+def test_windows_is_pointed_to_wsl_before_anything_is_imported(monkeypatch, capsys):
+    monkeypatch.setattr("sys.platform", "win32")
+    assert main(["--help"]) == 2
+    assert "in WSL" in capsys.readouterr().err
+
+
 def test_help_names_every_verb_and_loads_no_jax():
     code = (
         "import sys; from jaxpar.cli import main; status = main(['--help']); "

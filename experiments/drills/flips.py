@@ -4,7 +4,8 @@
 
 A small run is trained and copied, with its prepared data, for each bit. Half of the
 bits are drawn by size over the run's files, a quarter over those of the prepared data,
-and a quarter among all files of 4 kB or less, whatever their size. Then the copy is evaluated, and resumed for two steps. Each ends in one of these ways:
+and a quarter among all files of 4 kB or less, whatever their size. Then the copy is
+evaluated, and resumed for two steps. Each ends in one of these ways:
 
 * refused: with a status and a message;
 * said: a message names the damage, and an older step, or an intact copy, is used;

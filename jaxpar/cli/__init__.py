@@ -1,5 +1,6 @@
 """The command line: `jaxpar VERB experiments/x.py --field.path value`."""
 
+import sys
 from collections.abc import Sequence
 
 __all__ = ["main"]
@@ -10,6 +11,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     SIGINT and SIGTERM are handled from the first line on: jaxpar.guard.stopping.
     """
+    if sys.platform == "win32":
+        print("jaxpar runs on Linux and macOS; on Windows, in WSL.", file=sys.stderr)
+        return 2
     from jaxpar.guard.goodput import within_command
     from jaxpar.guard.stopping import for_command
 
