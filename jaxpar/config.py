@@ -181,7 +181,7 @@ def _identity(value: Any) -> Any:
 
 def _counts(field: dataclasses.Field, value: Any) -> bool:
     if field.metadata.get("identity") == "off default":
-        return value != field.default
+        return _identity(value) != _identity(field.default)
     return not is_free(field)
 
 

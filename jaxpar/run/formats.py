@@ -37,12 +37,12 @@ def keep_reading(experiment: E, stored: Experiment, started_in: int) -> E:
     plain text, whatever the experiment's file would mean today.
     """
     ours, theirs = experiment.data, stored.data
-    if started_in >= FORMAT or not isinstance(ours, Text | Pairs):
+    if started_in >= FORMAT or type(ours) is not type(theirs):
         return experiment
-    reading = getattr(theirs, "text_field", ours.text_field)
+    if not isinstance(ours, Text | Pairs) or not isinstance(theirs, Text | Pairs):
+        return experiment
+    reading = theirs.text_field
     if started_in == 2 and (reading != AS_PLAIN_TEXT or _was_records(theirs.source)):
-        return experiment
-    if ours.text_field == reading or type(ours) is not type(theirs):
         return experiment
     data = dataclasses.replace(ours, text_field=reading)
     return dataclasses.replace(experiment, data=data)
