@@ -97,6 +97,8 @@ class Experiment(abc.ABC):
             raise UserError(
                 f"seed={self.seed} must be at least 0 and below 2**32 = {SEEDS:,}."
             )
+        if self.check_replicas < 0:
+            raise UserError(f"check_replicas={self.check_replicas}: 0 (never) or more.")
         if self.on_nonfinite not in ("stop", "skip"):
             raise UserError(f'on_nonfinite={self.on_nonfinite!r}: "stop" or "skip".')
         if self.on_save_error not in get_args(OnSaveError):

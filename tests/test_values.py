@@ -62,6 +62,10 @@ def test_windows_that_are_none_are_refused(windows):
 def test_a_policy_that_is_none_is_refused():
     with pytest.raises(UserError, match='on_nonfinite=.*"stop" or "skip"'):
         dataclasses.replace(RUN, on_nonfinite="warn")
+    with pytest.raises(UserError, match='on_save_error=.*"stop" or "go_on"'):
+        dataclasses.replace(RUN, on_save_error="skip")
+    with pytest.raises(UserError, match="check_replicas=-1"):
+        dataclasses.replace(RUN, check_replicas=-1)
 
 
 @pytest.mark.parametrize("n_heads", [0, -2])
