@@ -241,7 +241,13 @@ def _load_bpe(directory: pathlib.Path) -> Tokenizer:
         raise UserError(f"{path} is not a tokenizer: {error}.") from error
 
 
-_LOADERS = {"Bytes": _load_bytes, "BPE": _load_bpe}
+def _load_added(directory: pathlib.Path) -> Tokenizer:
+    from jaxpar.data.added_tokens import load_added  # That module imports this one.
+
+    return load_added(directory)
+
+
+_LOADERS = {"Bytes": _load_bytes, "BPE": _load_bpe, "AddedTokens": _load_added}
 
 
 def _write_mark(

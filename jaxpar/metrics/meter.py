@@ -7,9 +7,6 @@ from typing import Any
 from jaxpar import hardware
 from jaxpar.metrics.sinks import Row
 
-# Each matrix product has two of the same size in the backward pass.
-STEP_PER_FORWARD = 3
-
 
 @dataclasses.dataclass(frozen=True)
 class Meter:
@@ -34,20 +31,11 @@ class Meter:
         return {**row, **rates}
 
 
-def meter_on(
-    devices: Iterable[Any],
-    *,
-    step_flops: float | None = None,
-    forward_flops: float = 0,
-) -> Meter:
+def meter_on(devices: Iterable[Any], *, step_flops: float) -> Meter:
     """The meter of a training step on these devices.
 
     step_flops: model FLOPs of the whole step, as `training_flops` counts them.
-    forward_flops: those of its forward pass alone, as `model_flops` counts them; used
-    where step_flops is not given, as if all parameters were trained.
     """
-    if step_flops is None:
-        step_flops = STEP_PER_FORWARD * forward_flops
     peaks = [hardware.peak_flops(device.device_kind) for device in devices]
     known = [peak for peak in peaks if peak is not None]
     peak = sum(known) if len(known) == len(peaks) else None

@@ -12,9 +12,10 @@ from jaxpar.data.order import Skipped
 from jaxpar.guard import phases
 from jaxpar.guard.stopping import StopRequest, Unsaved
 from jaxpar.metrics import sinks
-from jaxpar.metrics.flops import model_flops
+from jaxpar.metrics.flops import training_flops
 from jaxpar.metrics.meter import meter_on
 from jaxpar.metrics.rows import Rows, Tolerant
+from jaxpar.optim.select import matching
 from jaxpar.partition import cluster
 from jaxpar.run.divergence import nonfinite_steps, windows_by_step
 from jaxpar.run.metrics_file import drop_rows_after, last_evaluation
@@ -28,6 +29,7 @@ from jaxpar.train.loop import History, fit
 from jaxpar.train.spikes import GoBack, Spikes, in_turn, pairs
 from jaxpar.train.state import TrainState
 from jaxpar.train.step import Metrics, make_eval_step, make_train_step
+from jaxpar.tree import flatten
 
 
 class Steps(NamedTuple):
@@ -186,8 +188,10 @@ def _rates(
     session: Session, steps: Steps, state: TrainState, heldout: EvalBatches
 ) -> Callable[[sinks.Row], sinks.Row]:
     """Adds tokens per second, MFU and now and then the account of time to a row."""
-    forward = model_flops(steps.evaluate, state.params, heldout[0])
-    meter = meter_on(session.placed.mesh.devices.flat, forward_flops=forward)
+    freeze = session.experiment.optim.freeze
+    frozen = matching(freeze, flatten(state.params), field="optim.freeze")
+    flops = training_flops(steps.evaluate, state.params, heldout[0], frozen=frozen)
+    meter = meter_on(session.placed.mesh.devices.flat, step_flops=flops)
     num_steps = session.experiment.num_steps
 
     def with_rates(row: sinks.Row) -> sinks.Row:

@@ -20,18 +20,13 @@ def test_a_meter_adds_rates_and_keeps_the_rest():
     assert row == {**ROW, "tokens_per_second": 8192.0, "mfu": 0.25}
 
 
-def test_a_step_is_three_forward_passes_over_all_devices():
-    meter = meter_on([Device("NVIDIA H200")] * 8, forward_flops=1e12)
+def test_a_step_is_held_against_all_devices():
+    meter = meter_on([Device("NVIDIA H200")] * 8, step_flops=3e12)
     assert meter == Meter(3e12, 8 * 989.4e12)
 
 
-def test_a_step_with_frozen_parameters_has_the_flops_that_it_was_given():
-    meter = meter_on([Device("NVIDIA H200")], step_flops=1.5e12)
-    assert meter == Meter(1.5e12, 989.4e12)
-
-
 def test_one_unknown_device_makes_the_mfu_unknown():
-    meter = meter_on([Device("NVIDIA H200"), Device("cpu")], forward_flops=1e12)
+    meter = meter_on([Device("NVIDIA H200"), Device("cpu")], step_flops=1e12)
     assert meter(ROW)["mfu"] is None
     assert meter(ROW)["tokens_per_second"] == 8192.0
 
