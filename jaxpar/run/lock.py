@@ -1,8 +1,10 @@
 """One writer at a time in a run directory."""
 
+import contextlib
 import fcntl
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +38,12 @@ class RunLock:
                 f"{self.path.parent} is in use by {holder}; wait for it to end, or "
                 "choose another --run-dir."
             ) from None
+        except OSError as error:  # As on Lustre without -o flock.
+            print(
+                f"{self.path.parent}: its file system has no locks ({error.strerror}), "
+                "so nothing keeps a second run away from it.",
+                file=sys.stderr,
+            )
         self._file.truncate(0)
         self._file.write(
             f"pid {os.getpid()} on {socket.gethostname()} since {time.ctime()}"
@@ -49,5 +57,7 @@ class RunLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_UN)
+        with contextlib.suppress(OSError):
+            # A process that was forked off may keep the file open.
+            fcntl.flock(self._file, fcntl.LOCK_UN)
         self._file.close()

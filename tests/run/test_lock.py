@@ -1,5 +1,6 @@
 """One writer at a time, and none that is dead."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -24,6 +25,15 @@ def test_a_second_writer_is_told_who_the_first_is(tmp_path):
             RunLock(tmp_path / "run").__enter__()
     with RunLock(tmp_path / "run"):
         pass
+
+
+def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, capsys):
+    def has_none(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", has_none)
+    with RunLock(tmp_path / "run"):
+        assert "has no locks (No locks available)" in capsys.readouterr().err
 
 
 def test_a_killed_process_holds_nothing(tmp_path):
