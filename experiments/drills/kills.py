@@ -100,13 +100,12 @@ def drill(folder: Path, n_processes: int, kills: list[Kill]) -> bool:
     while session(killed, n_processes, n_steps) != [0] * n_processes:
         print("the last session failed")
         return False
-    good = rows_of(killed) == rows_of(whole) and parameters_of(killed) == parameters_of(
-        whole
-    )
+    differs = what_differs(killed, whole)
+    good = not differs
     said = "bit-equal to" if good else "DIFFERENT from"
     print(
         f"{n_processes} process(es), {n_steps} steps, {len(kills)} kills {hits}: "
-        f"losses, evaluations and the state are {said} the undisturbed run"
+        f"losses, evaluations and the state are {said} the undisturbed run {differs}"
     )
     return good
 
@@ -144,6 +143,17 @@ def what_is_left(run: Path) -> str:
     if any(not (step / "_CHECKPOINT_METADATA").exists() for step in steps):
         return "half a deletion"
     return "whole steps"
+
+
+def what_differs(run: Path, other: Path) -> str:
+    """The first row, or the leaves of the state, that are not bit-equal; or nothing."""
+    ours, theirs = rows_of(run), rows_of(other)
+    if ours != theirs:
+        pairs = itertools.zip_longest(ours, theirs)
+        return f"(rows {next((a, b) for a, b in pairs if a != b)})"
+    mine, yours = parameters_of(run), parameters_of(other)
+    leaves = [path for path in mine if mine[path] != yours.get(path)]
+    return f"(leaves {leaves})" if leaves else ""
 
 
 def rows_of(run: Path) -> list[dict]:

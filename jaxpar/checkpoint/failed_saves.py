@@ -1,12 +1,15 @@
 """A save that failed: what is left of it, and what the person is asked to do."""
 
-import contextlib
 import errno
+import functools
 import logging
 import os
 import re
 import shutil
 import sys
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +26,15 @@ UNFINISHED = ".orbax-checkpoint-tmp"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 """How the storage library, which raises errors of its own, names the system's error."""
-ATTEMPTS = 10
+LOOK_SECONDS, ENOUGH_LOOKS, MOST_LOOKS = 0.05, 5, 100
 ALSO_RAISED = (
     "_SignalingThread.run() raised an exception",
     "in background save thread",
     "Save Finalize thread",
+    "Failed to write metadata",
+    "exception was never retrieved",
 )
-"""Of Orbax's log: records of errors that the next call of its manager raises, too."""
+"""Of log records: of errors that the next call of Orbax's manager raises, too."""
 
 
 def explained(
@@ -79,27 +84,49 @@ def state_bytes(state: Any) -> int:
 def remove_unfinished(directory: Path) -> None:
     """Removes what saves that failed have left; to be called while none is running.
 
-    Threads of the storage library may still write there, so it is tried repeatedly.
+    Threads of the storage library may go on to write there, and make it again, so this
+    waits until it stays away: a moment, and at most some seconds.
     """
-    for _ in range(ATTEMPTS):
-        with contextlib.suppress(OSError):
-            left = [path for path in directory.iterdir() if _is_unfinished(path)]
-            if not left:
-                return
-            for path in left:
-                shutil.rmtree(path, ignore_errors=True)
+    looks_without = 0
+    for _ in range(MOST_LOOKS):
+        left = [path for path in directory.iterdir() if _is_unfinished(path)]
+        for path in left:
+            shutil.rmtree(path, ignore_errors=True)
+        looks_without = 0 if left else looks_without + 1
+        if looks_without == ENOUGH_LOOKS:
+            return
+        time.sleep(LOOK_SECONDS)
 
 
 def hide_raised_errors() -> None:
-    """Keeps Orbax from logging the tracebacks of errors that it also raises."""
-    # A filter that is there already is not added again.
-    logging.getLogger(library_warnings.LOGGER).addFilter(_is_news)
+    """Keeps Orbax's errors that are also raised from being logged with tracebacks."""
+    for name in (library_warnings.LOGGER, "asyncio"):
+        # A filter that is there already is not added again.
+        logging.getLogger(name).addFilter(_is_news)
+    hook = sys.unraisablehook
+    if getattr(hook, "func", None) is not _report_unraisable:
+        sys.unraisablehook = functools.partial(_report_unraisable, hook)
+
+
+def _report_unraisable(report: Callable[[Any], Any], unraisable: Any) -> None:
+    """Reports an error that nothing can raise, but none of a write that was given up.
+
+    Once one array has failed, Orbax closes the loop in which others are written.
+    """
+    error, where = unraisable.exc_value, unraisable.object
+    if where is not None or str(error) != "Event loop is closed":
+        report(unraisable)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
     if not record.exc_info:
         return True
-    return not any(text in record.getMessage() for text in ALSO_RAISED)
+    frames = traceback.walk_tb(record.exc_info[2])
+    files = " ".join(frame.f_code.co_filename for frame, _ in frames)
+    message = record.getMessage()
+    if record.name == "asyncio" and "orbax" not in message + files:
+        return True
+    return not any(text in message for text in ALSO_RAISED)
 
 
 def _is_unfinished(path: Path) -> bool:

@@ -1,6 +1,8 @@
 """Checkpoints of a training state, written and read by Orbax."""
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,14 +63,16 @@ class Checkpoints:
                 if cluster.is_first():
                     step_directories.prepare(self.directory)
         self._mark = BestMark(self.directory, shared=not read_only)
-        self._manager = orbax_manager.open_manager(
+        self._open = functools.partial(
+            orbax_manager.open_manager,
             self.directory,
             keep=keep,
             read_only=read_only,
             marked=lambda: self._mark.step,
         )
+        self._manager = self._open()
         self._manifests = ManifestWriter(
-            self.directory, self._manager.is_saving_in_progress, on_commit
+            self.directory, lambda: self._manager.is_saving_in_progress(), on_commit
         )
 
     def save(
@@ -270,16 +274,20 @@ class Checkpoints:
         self._manifests.abandon()
         if cluster.is_first():
             failed_saves.remove_unfinished(self.directory)
-        # Orbax has forgotten the steps that it would have deleted after this save.
-        self._manager.reload()
+        # Orbax's manager has forgotten the steps that it would have deleted, and may
+        # raise this error again. To open another one takes all processes.
+        if cluster.count() == 1:
+            with contextlib.suppress(Exception):  # It is being reported.
+                self._manager.close()
+            self._manager = self._open()
+        else:
+            self._manager.reload()
         what = "a checkpoint" if step is None else f"step {step}"
         return self._explained(error, what)
 
     def _explained(self, error: Exception, what: str) -> SaveFailed:
-        newest = self._manager.latest_step()
-        return failed_saves.explained(
-            error, self.directory, what, newest=newest, n_bytes=self._n_bytes
-        )
+        facts = {"newest": self._manager.latest_step(), "n_bytes": self._n_bytes}
+        return failed_saves.explained(error, self.directory, what, **facts)
 
     def _require_same(self, step: int, item: str, target: Any) -> None:
         """Refuses other shapes and types; Orbax would cast types without a warning."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from jaxpar.checkpoint.manager import Checkpoints
 from jaxpar.data.order import Skipped, order
+from jaxpar.errors import SaveFailed, one_line
 from jaxpar.experiment import Experiment
 from jaxpar.train.nonfinite import NonfiniteSteps, value_names
 
@@ -42,7 +43,10 @@ def windows_by_step(
 
 def what_is_saved(checkpoints: Checkpoints) -> str:
     """A sentence on the newest checkpoint, once every save has ended."""
-    checkpoints.wait()
+    try:
+        checkpoints.wait()
+    except SaveFailed as error:
+        return one_line(error)
     newest = checkpoints.newest()
     if newest is None:
         return "No checkpoint has been saved."

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxpar.checkpoint import failed_saves
 from jaxpar.checkpoint.manager import Checkpoints
 from jaxpar.data.loader import EvalBatches, batches, eval_batches
 from jaxpar.data.order import Skipped
@@ -96,6 +97,7 @@ def fit_run(
         evaluate = _evaluation(session, steps, heldout, rows)
         decide = Decide(experiment.stop, evaluate, experiment.optim.schedule, memory)
         replicas = CheckReplicas(every=experiment.check_replicas)
+        failed_saves.warn_if_full(checkpoints.directory, state)
         save = Save(
             checkpoints,
             decide,

@@ -18,6 +18,7 @@ from tests.checkpoint.test_faults import reading, state_at
 from tests.small_disks import files_of_at_most, small_disk
 
 SECONDS = 30  # Two cores may be busy.
+PAGE = 4096
 
 
 def big(step, n=200_000):
@@ -143,6 +144,35 @@ def test_no_traceback_of_an_error_that_is_raised_is_logged_and_others_are(caplog
     logger.warning("Save Finalize thread is slow")
     logged = [record.getMessage() for record in caplog.records]
     assert logged == ["something else", "Save Finalize thread is slow"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pages", [0, 1, 2, 4, 7, 10, 30, 33])
+def test_whatever_file_no_longer_fits_the_next_save_is_good(tmp_path, capfd, pages):
+    # With many small files, so that each of Orbax's is once the one that fails.
+    with small_disk(tmp_path / "disk", "8m"):
+        directory, filler = tmp_path / "disk" / "c", tmp_path / "disk" / "filler"
+        saver = Checkpoints(directory, keep=5)
+        saver.save(1, state_at(1), memory={})
+        saver.wait()
+        free = failed_saves.free_bytes(directory)
+        filler.write_bytes(bytes(free - pages * PAGE))
+        failures = 0
+        for step in (2, 3):
+            try:
+                saver.save(step, state_at(step), memory={})
+                saver.wait()
+            except SaveFailed:
+                failures += 1
+            assert all(name.isdecimal() for name in names(directory))
+        # How many pages a step needs varies with how its files are packed.
+        assert failures or pages > 20
+        filler.unlink()
+        saver.save(4, state_at(4), memory={})
+        saver.close()
+        with reading(directory) as reader:
+            assert reader.newest() == 4 and reader.steps()[0] == 1
+        assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.slow
