@@ -11,6 +11,7 @@ evaluations and parameters of the end are, bit for bit, those of an undisturbed 
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -173,7 +174,8 @@ def parameters_of(run: Path) -> dict[str, bytes]:
     from jaxpar.tree import path_of
 
     run_dir = RunDir(run)
-    jax.config.update("jax_num_cpu_devices", 2)
+    with contextlib.suppress(RuntimeError):  # A backend runs, with enough of them.
+        jax.config.update("jax_num_cpu_devices", 2)
     experiment = run_dir.open()
     placed = experiment.layout.on(jax.devices()[: experiment.layout.n_devices])
     checkpoints = run_dir.checkpoints(read_only=True)
