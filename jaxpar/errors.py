@@ -1,6 +1,8 @@
 """Every error of jaxpar's own, with the exit status that a command ends with."""
 
 FAILED = 1
+HANGS = 42
+"""The watchdog ended a process that made no progress."""
 STOPPED_ON_REQUEST = 75
 
 
@@ -37,7 +39,7 @@ class SaveFailed(JaxparError, RuntimeError):
 
 
 class Diverged(JaxparError, RuntimeError):
-    """A loss, gradient, update or state is not finite; nothing of it is saved."""
+    """A value is not finite, and nothing of it is saved; or spikes came too often."""
 
     exit_status = 43
 

@@ -37,9 +37,9 @@ def test_a_hundred_resumes_of_one_step(tmp_path):
     run = dataclasses.replace(experiment, eval_every=50)
     for n_steps in range(1, 101):
         part = dataclasses.replace(run, num_steps=n_steps)
-        assert pretrain.main(part, run_dir=tmp_path / "parts", devices=2) == 0
+        assert pretrain.main(part, run_dir=tmp_path / "parts") == 0
     whole = dataclasses.replace(run, num_steps=100)
-    assert pretrain.main(whole, run_dir=tmp_path / "whole", devices=2) == 0
+    assert pretrain.main(whole, run_dir=tmp_path / "whole") == 0
     assert parameters_of(tmp_path / "parts") == parameters_of(tmp_path / "whole")
     # Each end of a part was evaluated, too.
     losses = [

@@ -33,8 +33,8 @@ class Checkpoints:
     """The checkpoints of one run, in a directory with a subdirectory for each step.
 
     A checkpoint has three items: the parameters, the rest of the training state, and
-    a JSON object with the memory of the stopping rule. The newest `keep` checkpoints
-    are kept, and the best one, whatever its age. The caller of `save` decides which is
+    a JSON object with what later decisions remember (stopping rule, loss spikes). The
+    newest `keep` are kept, and the best one, whatever its age. The caller of `save` decides which is
     best; Orbax would rank a NaN above a number. A manifest follows each step once it
     is committed: `jaxpar.guard.manifest`.
     """
@@ -80,7 +80,7 @@ class Checkpoints:
     ) -> None:
         """Begins to save a step; returns once the arrays have been copied.
 
-        state: a jaxpar.train.state.TrainState. memory: what the stopping rule has to
+        state: a jaxpar.train.state.TrainState. memory: what later decisions have to
         remember, as JSON. best: whether this is the best checkpoint so far.
 
         Raises:
@@ -189,7 +189,7 @@ class Checkpoints:
         ]
 
     def memory(self, step: int) -> dict[str, Any]:
-        """What the stopping rule remembered at a step.
+        """What the stopping rule and the spikes' policy remembered at a step.
 
         Raises:
           UserError: there is no checkpoint of this step.
@@ -206,7 +206,7 @@ class Checkpoints:
         return self._item(step).get(BOUND) or {}
 
     def restore(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
-        """The training state of a step, and the stopping rule's memory.
+        """The training state of a step, and what `memory` returns.
 
         target: a TrainState of jax.ShapeDtypeStruct, whose shardings say where each
         array goes.

@@ -1,5 +1,6 @@
 """Writing the manifest of each step, once Orbax has committed it."""
 
+import contextlib
 import sys
 import threading
 from collections.abc import Callable
@@ -84,12 +85,13 @@ class ManifestWriter:
             return
         try:
             manifest.write(folder)
-            if cluster.is_first():
-                self._on_commit(step)
         except OSError as error:
             # The step is whole without it; a disk that is full fails the next save.
             print(
-                f"{folder}: its manifest could not be written ({error}); it will be "
-                "checked by sizes only.",
+                f"{folder}: its manifest could not be written ({error}), so its "
+                "content cannot be verified, and --strict refuses it.",
                 file=sys.stderr,
             )
+        with contextlib.suppress(OSError):  # The same disk may be full.
+            if cluster.is_first():
+                self._on_commit(step)

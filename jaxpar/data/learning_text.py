@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from jaxpar.errors import UserError
 
 LEARN_BYTES = 1_000_000
-"""Longer texts are learned from in pieces: the library takes 100 times a text."""
+"""Longer texts are learned from in pieces: the library needs 100 times its bytes."""
 LONGEST_WORD = 16_000_000
 """A word of more characters is cut, too."""
 BETWEEN_WORDS = re.compile(r"(?<=[^\W_])(?=[ \n][^\W_]|[。，、！？])")
@@ -15,7 +15,7 @@ BETWEEN_WORDS = re.compile(r"(?<=[^\W_])(?=[ \n][^\W_]|[。，、！？])")
 newline between letters or digits, and before punctuation of Chinese and Japanese."""
 
 
-def first_words(texts: Iterable[bytes], limit: int) -> Iterator[str]:
+def first_pieces(texts: Iterable[bytes], limit: int) -> Iterator[str]:
     """The first whole texts that together reach `limit` bytes, in pieces of words.
 
     Raises:

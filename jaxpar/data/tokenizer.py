@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxpar import atomic
 from jaxpar.config import require_positive
-from jaxpar.data.learning_text import first_words, utf8
+from jaxpar.data.learning_text import first_pieces, utf8
 from jaxpar.errors import UserError
 
 if TYPE_CHECKING:  # The library is optional: Bytes and `--help` do without it.
@@ -178,7 +178,7 @@ class BPE(TokenizerConfig):
             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        model.train_from_iterator(first_words(texts, self.train_bytes), trainer)
+        model.train_from_iterator(first_pieces(texts, self.train_bytes), trainer)
         return BPETokenizer(model)
 
 

@@ -27,7 +27,7 @@ class Items(NamedTuple):
     ends: np.ndarray
     """The token after the last one of each item."""
     prompts: np.ndarray
-    """Tokens of each item before its answer, its begin included."""
+    """Tokens of each item before its answer, its beginning included."""
     sizes: np.ndarray
     """Bytes of each item's answer."""
 

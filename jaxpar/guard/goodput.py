@@ -36,7 +36,7 @@ WORDS = {
     "start": "starting",
     "lost": "lost",
 }
-NO_SESSION = (KeyError, TypeError, ValueError, AttributeError)
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
 """What `session_from_json` raises of a value that is no session."""
 STAMP = "%Y-%m-%dT%H:%M:%S%z"
 """How moments of the wall clock are written."""
@@ -118,8 +118,9 @@ class Account:
         line = f"Time: {clock(self.wall)} in {self.sessions} session{plural}; "
         line += named or "nothing recorded"
         if self.lost_steps or self.seconds["lost"] >= 1:
-            line += f"; {self.lost_steps} steps ({clock(self.seconds['lost'])}) lost "
-            line += "to stops"
+            s = "s" if self.lost_steps != 1 else ""
+            line += f"; {self.lost_steps} step{s} ({clock(self.seconds['lost'])}) lost "
+            line += "to stops or rewinds"
         if self.between >= 1:
             line += f"; {clock(self.between)} between sessions"
         return f"{line}."
@@ -179,7 +180,7 @@ def session_from_json(value: Any) -> SessionTime:
     """The inverse of `dataclasses.asdict`.
 
     Raises:
-      One of NO_SESSION: it is none.
+      One of MALFORMED: it is none.
     """
     legs = tuple(
         Leg(

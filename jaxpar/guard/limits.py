@@ -10,8 +10,8 @@ from jaxpar.guard.phases import Phase
 
 MINUTE, HOUR = 60.0, 3600.0
 LEAST_SECONDS = 5 * MINUTE
-"""The least that is learned: a file system may fail over, a machine be busy."""
-SLOWER_STEP, SLOWER_STEPS = 20, 5
+"""No learned limit is shorter: a file system may fail over, a machine be busy."""
+ONE_STEP_FACTOR, IN_FLIGHT_FACTOR = 20, 5
 """How many times slower than lately one step, and all steps in flight, may be."""
 RECENT = 10
 """How many of the last fetches of metrics are learned from."""
@@ -108,7 +108,9 @@ class Pace:
             return limits.compile + UNKNOWN_STEP * self._begun
         one = max(seconds for seconds, _ in self._recent)
         in_flight = max(self._begun, *(n for _, n in self._recent))
-        return max(LEAST_SECONDS, SLOWER_STEP * one, SLOWER_STEPS * one * in_flight)
+        return max(
+            LEAST_SECONDS, ONE_STEP_FACTOR * one, IN_FLIGHT_FACTOR * one * in_flight
+        )
 
 
 def _seconds(word: str, text: str) -> float:

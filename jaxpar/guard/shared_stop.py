@@ -1,6 +1,6 @@
 """How several processes, one of which got a signal, stop after the same step.
 
-Each process counts the calls of `reached`, which all make after the same things. A
+Each process counts the calls of `reached`, which all make at the same points. A
 thread in each learns of a request, holds its process at its next call, and tells
 process 0 the count. The largest count of all is one that every process still reaches:
 each goes on to the call after it, and stops there. Steps in flight need no process to
@@ -24,7 +24,7 @@ AT_THE_END = "at the end"
 class SharedStop:
     """A stop request that is shared by all processes of a run.
 
-    To be made and started by every process, as often as by the others.
+    To be made and started the same number of times by every process.
     """
 
     def __init__(self, request: StopRequest):
@@ -113,7 +113,7 @@ class SharedStop:
         if self._closed.is_set():
             return
         print(
-            f"jaxpar: {self._request.signal}: not all processes can stop after the "
+            f"jaxpar: {self._request.prefix}not all processes can stop after the "
             "same step, so nothing more is saved; what was saved before is intact.",
             file=sys.stderr,
             flush=True,

@@ -39,7 +39,7 @@ class Agreement(Protocol):
     """How several processes stop after the same step: jaxpar.guard.shared_stop."""
 
     def reached(self) -> bool:
-        """To be called by each process after the same things, such as each step."""
+        """To be called by each process at the same points, such as after each step."""
         ...
 
 
@@ -71,6 +71,11 @@ class StopRequest:
         """
         self.signal = self.signal or name
         self._asked.set()
+
+    @property
+    def prefix(self) -> str:
+        """The signal's name before a message; "" where there was none."""
+        return f"{self.signal}: " if self.signal else ""
 
     def what_follows(self) -> str:
         """What this process does about the request, in words."""
@@ -193,9 +198,10 @@ def status_of(name: str) -> int:
 
 
 def _say(request: StopRequest) -> None:
-    again = "" if request.what_follows().endswith("save") else "; again to stop now"
+    ends_now = request.unsaved is Unsaved.NOTHING and request.agreement is None
+    again = "" if ends_now else "; again to stop now"
     print(
-        f"\njaxpar: {request.signal}: {request.what_follows()}{again}.",
+        f"\njaxpar: {request.prefix}{request.what_follows()}{again}.",
         file=sys.stderr,
         flush=True,
     )

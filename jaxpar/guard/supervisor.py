@@ -1,7 +1,7 @@
 """The child process that ends its parent when no Python code of it can run.
 
 C code that never returns may hold the interpreter's lock: then no thread of Python
-can act. This child shares with its parent three numbers (`Place`), which the parent's
+can act. This child shares with its parent three numbers (`Slot`), which the parent's
 main thread writes. Run as a file, it imports no more than it must, and never jax:
 
     supervisor.py PARENT_PID SHARED_FD STACKS_SIGNAL PATIENCE PHASE ...
@@ -24,7 +24,7 @@ ABORT_SECONDS = 10.0
 """What it gets to end by SIGABRT, before SIGKILL."""
 
 
-class Place(enum.IntEnum):
+class Slot(enum.IntEnum):
     """The places of the shared numbers."""
 
     CHANGES = 0
@@ -35,7 +35,7 @@ class Place(enum.IntEnum):
     """The number of the present phase."""
 
 
-SHARED_BYTES = 8 * len(Place)
+SHARED_BYTES = 8 * len(Slot)
 
 
 def shared_numbers(fd: int) -> "memoryview[float]":
@@ -51,18 +51,18 @@ class Quiet:
     """
 
     def __init__(self, shared: "memoryview[float]"):
-        self._shared, self._changes = shared, shared[Place.CHANGES]
+        self._shared, self._changes = shared, shared[Slot.CHANGES]
         self.seconds, self._looked = 0.0, time.monotonic()
 
     def look(self, *, stopped: bool = False) -> bool:
         """Looks again; returns whether the limit is exceeded."""
         now = time.monotonic()
         passed, self._looked = min(now - self._looked, 2 * TICK_SECONDS), now
-        if self._shared[Place.CHANGES] != self._changes:
-            self._changes, self.seconds = self._shared[Place.CHANGES], 0.0
+        if self._shared[Slot.CHANGES] != self._changes:
+            self._changes, self.seconds = self._shared[Slot.CHANGES], 0.0
         elif not stopped:
             self.seconds += passed
-        return self.seconds > self._shared[Place.LIMIT]
+        return self.seconds > self._shared[Slot.LIMIT]
 
 
 def is_stopped(pid: int) -> bool:
@@ -86,11 +86,11 @@ def supervise(
     quiet = Quiet(shared)
     while not _ended(pid, TICK_SECONDS):
         beyond = quiet.look(stopped=is_stopped(pid))
-        if not beyond or quiet.seconds <= shared[Place.LIMIT] + patience:
+        if not beyond or quiet.seconds <= shared[Slot.LIMIT] + patience:
             continue
         _say(
             f"no progress for {quiet.seconds:.0f} s in the phase "
-            f"{names[int(shared[Place.PHASE])]}, and no Python code can run: C code "
+            f"{names[int(shared[Slot.PHASE])]}, and no Python code can run: C code "
             f"holds the interpreter's lock. Process {pid} prints its stacks and ends "
             "by SIGABRT (status 134); the same command resumes."
         )

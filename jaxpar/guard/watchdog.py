@@ -17,13 +17,12 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from jaxpar.errors import HANGS
 from jaxpar.guard import supervisor
 from jaxpar.guard.limits import Limits, Pace
 from jaxpar.guard.phases import PHASES, PROCESS, Phase, Phases
-from jaxpar.guard.supervisor import TICK_SECONDS, Place, Quiet
+from jaxpar.guard.supervisor import TICK_SECONDS, Quiet, Slot
 
-HANGS = 42
-"""The exit status of a process that the watchdog has ended."""
 PATIENCE_SECONDS = 10.0
 """How much longer than the thread the child waits."""
 FLUSH_SECONDS = 1.0
@@ -83,9 +82,9 @@ class Watchdog:
             self._pace.begin()
         self._before = phase
         # First of all the change, so that no time counts for the new limit.
-        self._shared[Place.CHANGES] += 1
-        self._shared[Place.PHASE] = PHASES.index(phase)
-        self._shared[Place.LIMIT] = self._limit(phase)
+        self._shared[Slot.CHANGES] += 1
+        self._shared[Slot.PHASE] = PHASES.index(phase)
+        self._shared[Slot.LIMIT] = self._limit(phase)
 
     def _limit(self, phase: Phase) -> float:
         if phase == "compute":
@@ -99,15 +98,15 @@ class Watchdog:
                 continue
             modules = _modules_that_run()
             if modules & set(DEBUGGERS):
-                self._shared[Place.CHANGES] += 1  # Someone is looking at it.
+                self._shared[Slot.CHANGES] += 1  # Someone is looking at it.
             elif COMPILER in modules and quiet.seconds <= self._limits.compile:
                 # A program of another shape, outside the phase for it.
-                self._shared[Place.LIMIT] = self._limits.compile
+                self._shared[Slot.LIMIT] = self._limits.compile
             else:
                 self._end(quiet.seconds)
 
     def _end(self, seconds: float) -> None:
-        now, limit = self._record.now(), self._shared[Place.LIMIT]
+        now, limit = self._record.now(), self._shared[Slot.LIMIT]
         os.write(
             2,
             f"\njaxpar: watchdog: no progress for {seconds:.0f} s in the phase "
@@ -127,17 +126,17 @@ class Watchdog:
 @contextlib.contextmanager
 def watching(limits: Limits | None) -> Iterator[None]:
     """A block that is watched; with None, in a notebook or a debugger it is not."""
-    if limits is None or someone_looks():
+    if limits is None or is_interactive():
         yield
         return
     with contextlib.closing(Watchdog(limits)):
         yield
 
 
-def someone_looks() -> bool:
+def is_interactive() -> bool:
     """Whether this is a notebook, a prompt or a debugger, where a person decides.
 
-    >>> someone_looks()
+    >>> is_interactive()
     False
     """
     kernel = "ipykernel.kernelapp" in sys.modules and "IPython" in sys.modules

@@ -22,7 +22,7 @@ class Sink(Protocol):
         ...
 
 
-class Tolerant:
+class OptionalSink:
     """A sink that a run can do without: once it has failed, it is off.
 
     what: its name in the one warning that says so.
@@ -69,7 +69,7 @@ class Rows:
     def __init__(
         self,
         essential: JsonlSink | None,
-        others: Sequence[Tolerant],
+        others: Sequence[OptionalSink],
         *,
         ask_to_stop: Callable[[], None],
     ):

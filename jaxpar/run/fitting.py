@@ -15,7 +15,7 @@ from jaxpar.guard.stopping import StopRequest, Unsaved
 from jaxpar.metrics import sinks
 from jaxpar.metrics.flops import training_flops
 from jaxpar.metrics.meter import meter_on
-from jaxpar.metrics.rows import Rows, Tolerant
+from jaxpar.metrics.rows import OptionalSink, Rows
 from jaxpar.optim.select import matching
 from jaxpar.partition import cluster
 from jaxpar.run.divergence import nonfinite_steps, windows_by_step
@@ -243,8 +243,8 @@ def _rows(session: Session, start: int, request: StopRequest) -> Rows:
     return Rows(
         sinks.JsonlSink(run_dir.metrics_path),
         (
-            Tolerant(sinks.TensorBoardSink(run_dir.tensorboard_dir), "TensorBoard"),
-            Tolerant(bar, "The progress bar"),
+            OptionalSink(sinks.TensorBoardSink(run_dir.tensorboard_dir), "TensorBoard"),
+            OptionalSink(bar, "The progress bar"),
         ),
         ask_to_stop=stop,
     )

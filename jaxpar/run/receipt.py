@@ -79,7 +79,7 @@ class Receipt:
         times = {}
         for number, session in enumerate(self.sessions()):
             if "time" in session:
-                with contextlib.suppress(*goodput.NO_SESSION):
+                with contextlib.suppress(*goodput.MALFORMED):
                     times[number] = goodput.session_from_json(session["time"])
         return times
 

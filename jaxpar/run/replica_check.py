@@ -41,8 +41,8 @@ class CheckReplicas:
             found = replicas.find_differences(state)
         if found:
             raise ReplicasDiffer(
-                f"Step {step} is not saved: {replicas.describe(found)}. These are "
-                "copies of the same numbers, so a device or its memory is at fault. "
+                f"At step {step} {replicas.describe(found)}, so it is not saved. These "
+                "are copies of the same numbers, so a device or its memory is at fault. "
                 "Start the same command again: it goes on from the newest checkpoint, "
                 "whose copies were equal. Take the device out if it is named again."
             )

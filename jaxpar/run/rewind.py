@@ -38,8 +38,8 @@ def go_back(run_dir: RunDir, needed: GoBack, check: Check) -> None:
     n, from_step = len(skipping["windows"]), skipping["from_step"]
     place = "the beginning" if step is None else f"step {step}"
     cluster.print_once(
-        f"Going back to {place}; from step {from_step} on the {n} windows of that "
-        "batch are skipped.",
+        f"Going back to {place}; from step {from_step} on the {n} windows of the "
+        "spike are skipped.",
         file=sys.stderr,
     )
 

@@ -16,7 +16,7 @@ from jaxpar.train.loop import History
 from jaxpar.train.nonfinite import make_finder
 from jaxpar.train.state import TrainState
 
-GOES_ON = "This run goes on, and tries again at its next save."
+RETRY_NOTE = "This run goes on, and tries again at its next save."
 
 
 class Save:
@@ -100,7 +100,7 @@ class Save:
             if final or not self._goes_on:
                 raise
             with contextlib.suppress(OSError):  # stderr may be on the same full disk.
-                print(f"{one_line(error)} {GOES_ON}", file=sys.stderr)
+                print(f"{one_line(error)} {RETRY_NOTE}", file=sys.stderr)
 
 
 def _is_last(step: int, history: History) -> bool:

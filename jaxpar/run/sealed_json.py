@@ -25,7 +25,7 @@ def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: there is no such file.
-      UserError: it is no JSON object, or its digest is of something else.
+      UserError: it is no JSON object, or its digest does not match.
     """
     try:
         value = json.loads(path.read_bytes())
@@ -38,7 +38,7 @@ def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
     seal = value.pop(SEAL, None)
     if seal is not None and seal != _digest(value):
         raise UserError(
-            f"{path} is damaged, or was edited: its {SEAL} is of something else. "
+            f"{path} is damaged, or was edited: its {SEAL} does not match. "
             f"{remedy} (To keep an edit, remove its line {SEAL}.)"
         )
     return value

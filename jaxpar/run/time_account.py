@@ -225,7 +225,7 @@ def _read(receipt: Receipt) -> tuple[int, SessionTime]:
     value = read_json(path, remedy=remedy)
     try:
         return int(value["session"]), goodput.session_from_json(value)
-    except goodput.NO_SESSION as error:
+    except goodput.MALFORMED as error:
         raise UserError(
             f"{path} is damaged: it holds no session ({one_line(error)}). {remedy}"
         ) from error

@@ -66,7 +66,7 @@ def form_of(path: pathlib.Path) -> str | None:
 
     LINES: each of the first lines is an object. ARRAY: the file is an array whose
     first item is an object. OBJECT: the file begins with an object that has several
-    lines. A last line that does not end within HEAD_BYTES counts by its begin.
+    lines. A last line that does not end within HEAD_BYTES counts by its beginning.
     """
     try:
         with open(path, "rb") as file:

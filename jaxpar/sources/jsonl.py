@@ -25,7 +25,7 @@ T = TypeVar("T")
 class JsonLines(TextFiles):
     """Files with an object on each line, or of one array of objects.
 
-    Each object is a document or an example. Which form a file has, its begin decides
+    Each object is a document or an example. Which form a file has, its beginning decides
     (json_records.form_of), not its name.
     """
 

@@ -103,5 +103,5 @@ def test_a_long_text_teaches_the_same_in_pieces(monkeypatch):
     whole = BPE(400).build([text])
     for size in (300, 1_001, 4_096):
         monkeypatch.setattr(learning_text, "LEARN_BYTES", size)
-        assert len([*learning_text.first_words([text], len(text))]) > 2
+        assert len([*learning_text.first_pieces([text], len(text))]) > 2
         assert BPE(400).build([text]).fingerprint == whole.fingerprint

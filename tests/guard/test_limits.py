@@ -24,7 +24,7 @@ def test_the_limit_is_learned_from_fetched_steps():
     assert steps(100, 60) > 100 * 60
     pace.finish(at)
     # The 100 steps of the next fetch take as long, and may take some times longer.
-    assert steps(1, 60) == steps(99, 60) == limits.SLOWER_STEPS * 100 * 60
+    assert steps(1, 60) == steps(99, 60) == limits.IN_FLIGHT_FACTOR * 100 * 60
     pace.finish(at)
     for _ in range(limits.RECENT):
         steps(1, 0.1)
@@ -33,7 +33,7 @@ def test_the_limit_is_learned_from_fetched_steps():
     # A longer fetch than any before it, as before an evaluation: 1 step, then 50.
     assert steps(1, 30) == 20 * 0.1 or pace.limit(auto) == LEAST_SECONDS
     pace.finish(at)
-    assert steps(50, 30) == limits.SLOWER_STEPS * 50 * 30
+    assert steps(50, 30) == limits.IN_FLIGHT_FACTOR * 50 * 30
     assert pace.limit(Limits(compute=7.0)) == 7.0
 
 

@@ -15,7 +15,7 @@ import pytest
 from jaxpar.guard import watchdog
 from jaxpar.guard.limits import Limits
 from jaxpar.guard.phases import PHASES, Phases
-from jaxpar.guard.supervisor import Place, Quiet, is_stopped
+from jaxpar.guard.supervisor import Quiet, Slot, is_stopped
 from jaxpar.guard.watchdog import Watchdog
 
 SHORT, PATIENCE = 0.7, 0.7  # Seconds.
@@ -309,12 +309,12 @@ def test_a_run_of_slow_steps_and_rare_fetches_is_never_beyond_its_limit(record):
                 clock.time += 0.01
                 if step % 100 == 0 or step == 3:
                     n = 3 if step == 3 else 97 if step == 100 else 100
-                    assert n * 70 < watch._shared[Place.LIMIT]
+                    assert n * 70 < watch._shared[Slot.LIMIT]
                     clock.time += n * 70
                     record.made_progress()
                     with record.doing("evaluate"):
                         clock.time += 3000
-                    assert watch._shared[Place.LIMIT] < 20 * 100 * 71
+                    assert watch._shared[Slot.LIMIT] < 20 * 100 * 71
     finally:
         watch.close()
 
@@ -323,7 +323,7 @@ def test_time_in_which_nobody_ran_does_not_count(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(time, "monotonic", clock)
     numbers = memoryview(bytearray(24)).cast("d")
-    numbers[Place.LIMIT] = 5
+    numbers[Slot.LIMIT] = 5
     quiet = Quiet(numbers)
     clock.time = 1_000  # The machine slept.
     assert not quiet.look() and quiet.seconds == 1
@@ -334,7 +334,7 @@ def test_time_in_which_nobody_ran_does_not_count(monkeypatch):
         quiet.look(stopped=True)
     clock.time += 0.5
     assert quiet.look()
-    numbers[Place.CHANGES] += 1
+    numbers[Slot.CHANGES] += 1
     assert not quiet.look()
 
 

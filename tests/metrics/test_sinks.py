@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxpar.errors import JaxparError, UserError
-from jaxpar.metrics.rows import Rows, Tolerant
+from jaxpar.metrics.rows import OptionalSink, Rows
 from jaxpar.metrics.sinks import JsonlSink, Progress, TensorBoardSink
 from tests.small_disks import files_of_at_most
 
@@ -180,7 +180,7 @@ class Failing:
 )
 def test_a_sink_that_fails_is_off_after_one_warning(tmp_path, capsys, error):
     sink = Failing(error)
-    rows, asked = rows_of(tmp_path, Tolerant(sink, "TensorBoard"))
+    rows, asked = rows_of(tmp_path, OptionalSink(sink, "TensorBoard"))
     for step in range(1, 5):
         rows.write({**ROW, "step": step})
     rows.close()
@@ -192,11 +192,11 @@ def test_a_sink_that_fails_is_off_after_one_warning(tmp_path, capsys, error):
 
 
 def test_tensorboard_on_a_full_disk_costs_no_row(tmp_path, capsys):
-    rows, _ = rows_of(tmp_path, Tolerant(TensorBoardSink(tmp_path / "t"), "TB"))
+    rows, _ = rows_of(tmp_path, OptionalSink(TensorBoardSink(tmp_path / "t"), "TB"))
     rows.write(ROW)
     # More than tensorboardX's queue holds, which blocked once its thread had died.
     with files_of_at_most(0):
-        sink = Tolerant(TensorBoardSink(tmp_path / "u"), "TB")
+        sink = OptionalSink(TensorBoardSink(tmp_path / "u"), "TB")
         for step in range(50):
             sink.write({**ROW, "step": step})
         sink.close()
@@ -208,7 +208,9 @@ def test_a_warning_that_cannot_be_printed_costs_no_row(tmp_path, monkeypatch):
     closed = io.StringIO()
     closed.close()
     monkeypatch.setattr("sys.stderr", closed)
-    rows, _ = rows_of(tmp_path, Tolerant(Failing(OSError("gone")), "the progress bar"))
+    rows, _ = rows_of(
+        tmp_path, OptionalSink(Failing(OSError("gone")), "the progress bar")
+    )
     for step in (1, 2, 3):
         rows.write({**ROW, "step": step})
     rows.close()

@@ -57,7 +57,9 @@ def test_copies_are_compared_on_schedule():
 def test_a_run_whose_copies_differ_ends_with_a_status_of_its_own():
     check = CheckReplicas(every=5)
     check.run(5, state_of(), History())
-    with pytest.raises(ReplicasDiffer, match="^Step 7 is not saved: ") as raised:
+    with pytest.raises(
+        ReplicasDiffer, match="^At step 7 .*, so it is not saved. "
+    ) as raised:
         check.require_equal(7, state_of(device=3))
     message = str(raised.value)
     assert "device cpu:3 of process 0" in message
