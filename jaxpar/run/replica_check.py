@@ -42,7 +42,7 @@ class CheckReplicas:
         if found:
             raise ReplicasDiffer(
                 f"At step {step} {replicas.describe(found)}, so it is not saved. These "
-                "are copies of the same numbers, so a device or its memory is at fault. "
+                "are copies of one array, so a device or its memory is at fault. "
                 "Start the same command again: it goes on from the newest checkpoint, "
                 "whose copies were equal. Take the device out if it is named again."
             )

@@ -25,8 +25,8 @@ T = TypeVar("T")
 class JsonLines(TextFiles):
     """Files with an object on each line, or of one array of objects.
 
-    Each object is a document or an example. Which form a file has, its beginning decides
-    (json_records.form_of), not its name.
+    Each object is a document or an example. Which form a file has is decided by its
+    beginning (json_records.form_of), not by its name.
     """
 
     def documents(self) -> Mapping[str, Sequence[Document]]:

@@ -117,7 +117,8 @@ def test_the_line_says_where_the_time_went():
     ]
     assert str(account(sessions)) == (
         "Time: 6:56 in 2 sessions; 69 % computing, 7 % saving and restoring, "
-        "5 % compiling; 37 steps (1:21) lost to stops or rewinds; 50:00 between sessions."
+        "5 % compiling; 37 steps (1:21) lost to stops or rewinds; 50:00 between "
+        "sessions."
     )
     assert str(account(sessions[:1])) == (
         "Time: 3:16 in 1 session; 82 % computing, 10 % compiling, "
