@@ -35,8 +35,8 @@ class Checkpoints:
     A checkpoint has three items: the parameters, the rest of the training state, and
     a JSON object with what later decisions remember (stopping rule, loss spikes). The
     newest `keep` are kept, and the best one, whatever its age. The caller of `save`
-    decides which is best; Orbax would rank a NaN above a number. A manifest follows each step once it
-    is committed: `jaxpar.guard.manifest`.
+    decides which is best; Orbax would rank a NaN above a number. A manifest follows
+    each step once it is committed: `jaxpar.guard.manifest`.
     """
 
     def __init__(
