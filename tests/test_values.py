@@ -81,6 +81,11 @@ def test_a_form_of_any_size_names_the_size_that_is_wrong(n_heads):
     [
         ("--model.dropout", "1.5"),
         ("--keep", "0"),
+        ("--grace", "-1"),
+        ("--grace", "nan"),
+        ("--grace", "inf"),
+        ("--watchdog", "soon"),
+        ("--watchdog", "auto,compil=3"),
         ("--seed", str(2**32)),
         ("--model.attention.n-kv-heads", "0"),
         ("--model.mlp.d-mlp", "0"),

@@ -1,9 +1,11 @@
 """What a verb does before its work: processes, signals, compiled programs, watchdog."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 from jaxpar.cli import options
+from jaxpar.errors import UserError
 from jaxpar.guard import stopping
 
 
@@ -35,6 +37,8 @@ def begun(asked: options.Train) -> Iterator[None]:
     """A block that trains: watched, with its compile cache and the other processes."""
     from jaxpar.guard import limits, watchdog
 
+    if not 0 <= asked.grace < threading.TIMEOUT_MAX:
+        raise UserError(f"--grace {asked.grace}: it must be seconds, 0 or more.")
     with watchdog.watching(limits.parse(asked.watchdog)):
         use_compile_cache(asked.compile_cache)
         start_processes(asked)
