@@ -135,17 +135,22 @@ def account(
         ),
     }
     if any(problems.values()):
-        listed = [f"{what}: {items}" for what, items in problems.items() if items]
         remedies = _remedies(missing + unused, misfits, not_grown, vocabulary)
-        raise UserError(
-            "The source's parameters do not account for this model's; "
-            f"{'; '.join(listed)}. {' '.join(remedies)}".strip()
-        )
+        raise _unaccounted(problems, remedies)
     return Transfer(
         {path: tuple(ours[path].shape) for path in sorted(kept)},
         {p: tuple(theirs[p].shape) for p in sorted(theirs.keys() - set(taken))},
         {path: tuple(ours[path].shape) for path in grown},
         vocabulary,
+    )
+
+
+def _unaccounted(problems: dict[str, list[str]], remedies: Iterable[str]) -> UserError:
+    """The error that lists problems, and what to write."""
+    listed = [f"{what}: {items}" for what, items in problems.items() if items]
+    return UserError(
+        "The source's parameters do not account for this model's; "
+        f"{'; '.join(listed)}. {' '.join(remedies)}".strip()
     )
 
 

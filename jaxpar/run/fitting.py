@@ -27,7 +27,7 @@ from jaxpar.run.saving import Save
 from jaxpar.run.session import Session
 from jaxpar.train.events import Decide, Evaluate, Log
 from jaxpar.train.loop import History, fit
-from jaxpar.train.spikes import GoBack, Spikes, in_turn, pairs
+from jaxpar.train.spikes import GoBack, Skipping, Spikes, in_turn, pairs
 from jaxpar.train.state import TrainState
 from jaxpar.train.step import Metrics, make_eval_step, make_train_step
 from jaxpar.tree import flatten
@@ -75,66 +75,38 @@ def fit_run(
     Raises:
       GoBack: a loss spike asks for an earlier state.
     """
-    experiment, start = session.experiment, int(state.step)
+    start, num_steps = int(state.step), session.experiment.num_steps
     skipped = skipped_at(session.run_dir, start, memory)
     feed, heldout = _batches(session, start, pairs(skipped), request)
-    windows_of = windows_by_step(
-        experiment, len(session.prepared.train), pairs(skipped)
-    )
-    spikes = Spikes(
-        experiment.on_spike,
-        windows_of=windows_of,
-        skipped=skipped,
-        memory=(memory or {}).get("spikes"),
-    )
-    nonfinite = nonfinite_steps(experiment, checkpoints, windows_of=windows_of)
-    rates = _rates(session, steps, state, heldout)
     with contextlib.ExitStack() as stack:
         stack.callback(feed.close)
+        rates = _rates(session, steps, state, heldout)
         rows = _rows(session, start, request)
         stack.callback(rows.close)
         session.time.begin_at(start)
-        evaluate = _evaluation(session, steps, heldout, rows)
-        decide = Decide(experiment.stop, evaluate, experiment.optim.schedule, memory)
-        replicas = CheckReplicas(every=experiment.check_replicas)
         failed_saves.warn_if_full(checkpoints.directory, state)
-        save = Save(
-            checkpoints,
-            decide,
-            every=experiment.save_every,
-            also=lambda: {"spikes": spikes.memory},
-            on_error=experiment.on_save_error,
-            require_equal=replicas.require_equal,
-        )
-        log = Log(
-            rows.write,
-            every=experiment.log_every,
-            with_rates=rates,
-            flush_before=(evaluate, save),
-            judge=in_turn(nonfinite.judge, spikes.judge),
-        )
+        evaluate = _evaluation(session, steps, heldout, rows)
+        events = _events(session, checkpoints, evaluate, rows, rates, skipped, memory)
+        behind = events.decide.is_behind(start, int(state.decay_from))
         # A manifest of several processes is written by all, before any goes back.
         stack.enter_context(_saved_first(checkpoints))
-        events = Events(log, evaluate, decide, replicas, save)
-        behind = decide.is_behind(start, int(state.decay_from))
         state, history = fit(
             state,
             feed,
             steps.train,
-            num_steps=experiment.num_steps,
+            num_steps=num_steps,
             events=events,
             # A signal may have ended the evaluation of the step that was saved.
-            first=(evaluate, decide, save) if behind else (),
+            first=(evaluate, events.decide, events.save) if behind else (),
         )
         request.unsaved = Unsaved.END
         with phases.doing("save"):
             _finish(state, history, events)
             checkpoints.wait()
         rows.require_written()
-    step, why = int(state.step), why_ended(experiment, int(state.step), history)
-    return outcome_of(
-        session, step, why, decide.memory, interrupted=history.interrupted
-    )
+    step, ended = int(state.step), history.interrupted
+    why = why_ended(session.experiment, step, history)
+    return outcome_of(session, step, why, events.decide.memory, interrupted=ended)
 
 
 def outcome_of(
@@ -214,6 +186,46 @@ def _evaluation(
         schedule=experiment.optim.schedule,
         n_bytes=session.prepared.heldout.n_bytes,
     )
+
+
+def _events(
+    session: Session,
+    checkpoints: Checkpoints,
+    evaluate: Evaluate,
+    rows: Rows,
+    rates: Callable[[sinks.Row], sinks.Row],
+    skipped: list[Skipping],
+    memory: dict[str, Any] | None,
+) -> Events:
+    """The events of a run, with what its checkpoint remembers."""
+    experiment = session.experiment
+    n_windows = len(session.prepared.train)
+    windows_of = windows_by_step(experiment, n_windows, pairs(skipped))
+    spikes = Spikes(
+        experiment.on_spike,
+        windows_of=windows_of,
+        skipped=skipped,
+        memory=(memory or {}).get("spikes"),
+    )
+    nonfinite = nonfinite_steps(experiment, checkpoints, windows_of=windows_of)
+    decide = Decide(experiment.stop, evaluate, experiment.optim.schedule, memory)
+    replicas = CheckReplicas(every=experiment.check_replicas)
+    save = Save(
+        checkpoints,
+        decide,
+        every=experiment.save_every,
+        also=lambda: {"spikes": spikes.memory},
+        on_error=experiment.on_save_error,
+        require_equal=replicas.require_equal,
+    )
+    log = Log(
+        rows.write,
+        every=experiment.log_every,
+        with_rates=rates,
+        flush_before=(evaluate, save),
+        judge=in_turn(nonfinite.judge, spikes.judge),
+    )
+    return Events(log, evaluate, decide, replicas, save)
 
 
 def _finish(state: TrainState, history: History, events: Events) -> None:
