@@ -101,7 +101,7 @@ def _walk_equation(
         forward = PRODUCTS[name](eqn)
         return _Count(forward, forward * _n_gradients(*kinds[:2])), everything
     if name == "scan":
-        count, out = _walk_scan(params, kinds)
+        count, out = _walk_scan(eqn, kinds)
         return count.times(params["length"]), out
     inner = [
         _walk(jaxpr, _kinds_inside(name, jaxpr, kinds))
@@ -125,11 +125,10 @@ def _walk_equation(
 
 
 def _walk_scan(
-    params: dict[str, Any], kinds: Sequence[int]
+    eqn: core.JaxprEqn, kinds: Sequence[int]
 ) -> tuple[_Count, Sequence[int]]:
     """One iteration of a scan, whose carry depends on all that it ever depends on."""
-    jaxpr, first = params["jaxpr"].jaxpr, params["num_consts"]
-    carry = slice(first, first + params["num_carry"])
+    jaxpr, carry = eqn.params["jaxpr"].jaxpr, _carry_of(eqn)
     inside = list(kinds)
     while True:
         count, out = _walk(jaxpr, inside)
@@ -137,6 +136,22 @@ def _walk_scan(
         if carried == inside[carry]:
             return count, out
         inside[carry] = carried
+
+
+def _carry_of(eqn: core.JaxprEqn) -> slice:
+    """Which arguments of a scan are its carry: those before what it walks along.
+
+    By their shapes, since names of its parameters differ between versions of JAX: what
+    it walks along, or stacks, has an axis more outside than inside.
+    """
+    jaxpr = eqn.params["jaxpr"].jaxpr
+
+    def as_inside(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+        pairs = zip(outside, inside, strict=True)
+        return sum(len(_shape(a)) == len(_shape(b)) for a, b in pairs)
+
+    last = as_inside(eqn.invars, jaxpr.invars)
+    return slice(last - as_inside(eqn.outvars, jaxpr.outvars), last)
 
 
 def _kinds_inside(name: str, jaxpr: core.Jaxpr, kinds: Sequence[int]) -> list[int]:
