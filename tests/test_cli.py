@@ -267,6 +267,8 @@ def test_show_prints_one_json_object(capsys, tiny):
 @pytest.mark.parametrize("scheme", ["gs", "s3", "az", "hdfs", "file", "abfss"])
 def test_a_url_is_no_run_for_any_verb(capsys, tiny, tmp_path, monkeypatch, scheme):
     monkeypatch.chdir(tmp_path)
+    # Importing an experiment may leave its bytecode beside it.
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
     before = sorted(tmp_path.iterdir())
     url = f"{scheme}://bucket/run"
     for words in (["pretrain", tiny, "--run-dir", url], ["evaluate", url]):
