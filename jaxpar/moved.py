@@ -3,18 +3,17 @@
 import importlib
 import importlib.abc
 import importlib.machinery
-import sys
 import types
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 MOVED: dict[str, tuple[str, ...]] = {
-    "jaxpar.checkpoint.lock": ("jaxpar.run.lock",),
+    "jaxpar.checkpoint.lock": ("jaxpar.guard.lock",),
     "jaxpar.checkpoint.opened": ("jaxpar.run.opening",),
     "jaxpar.checkpoint.run": (
         "jaxpar.run.directory",
-        "jaxpar.run.metrics_file",
+        "jaxpar.metrics.metrics_file",
         "jaxpar.run.receipt",
     ),
     "jaxpar.checkpoint.session": (
@@ -111,18 +110,7 @@ def find(old: str, name: str) -> Any:
             warnings.warn(
                 f"{old}.{name} is {path}.{new} now; the old path goes in jaxpar 0.3.",
                 DeprecationWarning,
-                stacklevel=_frames_to_caller(),
+                stacklevel=3,  # Above the module's own __getattr__.
             )
             return getattr(module, new)
     raise AttributeError(f"module {old!r} has no attribute {name!r}")
-
-
-def _frames_to_caller() -> int:
-    """How far up the code stands that imports: neither here nor in importlib."""
-    depth, frame = 0, sys._getframe(1)
-    while frame.f_back is not None:
-        module = frame.f_globals.get("__name__", "")
-        if module != __name__ and not module.startswith("importlib"):
-            break
-        depth, frame = depth + 1, frame.f_back
-    return depth + 1

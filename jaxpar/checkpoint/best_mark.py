@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from jaxpar import atomic
+from jaxpar.guard.sealed_json import json_object
 from jaxpar.partition import cluster
 
 NAME = "best.json"
@@ -25,10 +26,9 @@ class BestMark:
     def __init__(self, directory: Path, *, shared: bool):
         """shared: every process opens it, and is to see what process 0 sees."""
         self._path = directory / NAME
-        if not shared:
-            self.step = self._read()
-            return
-        self.step = cluster.broadcast(self._read() if cluster.is_first() else None)
+        self.step = self._read() if cluster.is_first() or not shared else None
+        if shared:
+            self.step = cluster.broadcast(self.step)
 
     def put(self, step: int) -> None:
         """Marks a step instead of the one that was marked before.
@@ -55,16 +55,12 @@ class BestMark:
 
     def _read(self) -> int | None:
         try:
-            text = self._path.read_text()
+            item = json_object(self._path.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             return self._ignore(str(error))
-        try:
-            item = json.loads(text)
-        except (ValueError, RecursionError):
-            return self._ignore("no JSON")
-        step = item.get("step") if isinstance(item, dict) else None
+        step = item.get("step")
         if type(step) is not int or item.get("digest") != _digest(step):
             return self._ignore("not what jaxpar has written there")
         return step

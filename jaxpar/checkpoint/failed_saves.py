@@ -1,21 +1,16 @@
 """A save that failed: what is left of it, and what the person is asked to do."""
 
 import errno
-import functools
-import logging
 import os
 import re
 import shutil
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
-from jaxpar.checkpoint import library_warnings
 from jaxpar.errors import SaveFailed, one_line
 from jaxpar.partition import cluster
 from jaxpar.tables import size_of
@@ -27,14 +22,6 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 """How the storage library, which raises errors of its own, names the system's error."""
 LOOK_SECONDS, ENOUGH_LOOKS, MOST_LOOKS = 0.05, 5, 100
-ALSO_RAISED = (
-    "_SignalingThread.run() raised an exception",
-    "in background save thread",
-    "Save Finalize thread",
-    "Failed to write metadata",
-    "exception was never retrieved",
-)
-"""Of log records: of errors that the next call of Orbax's manager raises, too."""
 
 
 def explained(
@@ -96,37 +83,6 @@ def remove_unfinished(directory: Path) -> None:
         if looks_without == ENOUGH_LOOKS:
             return
         time.sleep(LOOK_SECONDS)
-
-
-def hide_raised_errors() -> None:
-    """Keeps Orbax's errors that are also raised from being logged with tracebacks."""
-    for name in (library_warnings.LOGGER, "asyncio"):
-        # A filter that is there already is not added again.
-        logging.getLogger(name).addFilter(_is_news)
-    hook = sys.unraisablehook
-    if getattr(hook, "func", None) is not _report_unraisable:
-        sys.unraisablehook = functools.partial(_report_unraisable, hook)
-
-
-def _report_unraisable(report: Callable[[Any], Any], unraisable: Any) -> None:
-    """Reports an error that nothing can raise, but none of a write that was given up.
-
-    Once one array has failed, Orbax closes the loop in which others are written.
-    """
-    error, where = unraisable.exc_value, unraisable.object
-    if where is not None or str(error) != "Event loop is closed":
-        report(unraisable)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    if not record.exc_info:
-        return True
-    frames = traceback.walk_tb(record.exc_info[2])
-    files = " ".join(frame.f_code.co_filename for frame, _ in frames)
-    message = record.getMessage()
-    if record.name == "asyncio" and "orbax" not in message + files:
-        return True
-    return not any(text in message for text in ALSO_RAISED)
 
 
 def _is_unfinished(path: Path) -> bool:

@@ -10,13 +10,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jaxpar.checkpoint import (
-    failed_saves,
-    orbax_manager,
-    read_errors,
-    shape_differences,
-    step_directories,
-)
+from jaxpar.checkpoint import failed_saves, orbax_manager, step_directories
 from jaxpar.checkpoint.best_mark import BestMark
 from jaxpar.checkpoint.manifest_writer import ManifestWriter
 from jaxpar.checkpoint.orbax_manager import BEFORE, rest_of
@@ -245,11 +239,11 @@ class Checkpoints:
     def _item(self, step: int) -> dict[str, Any]:
         """The JSON item of a step, in today's format."""
         stored = self._read(step, {MEMORY: ocp.args.JsonRestore()})[MEMORY]
-        with read_errors.named(self.directory / str(step), self.steps):
+        with orbax_manager.reading(self.directory / str(step), self.steps):
             return upgraded(stored, self.directory / str(step))
 
     def _shapes(self, step: int, item: str) -> dict[str, Any]:
-        with read_errors.named(self.directory / str(step), self.steps):
+        with orbax_manager.reading(self.directory / str(step), self.steps):
             metadata = self._manager.item_metadata(step)[item]
             tree = dict(getattr(metadata, "tree", metadata))
         return jax.tree.map(
@@ -259,7 +253,7 @@ class Checkpoints:
     def _read(self, step: int, items: dict[str, Any]) -> Any:
         """Items of a step, each restored as its Orbax arguments say."""
         self._require(step)
-        with read_errors.named(self.directory / str(step), self.steps):
+        with orbax_manager.reading(self.directory / str(step), self.steps):
             return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _require(self, step: int) -> None:
@@ -292,7 +286,7 @@ class Checkpoints:
     def _require_same(self, step: int, item: str, target: Any) -> None:
         """Refuses other shapes and types; Orbax would cast types without a warning."""
         stored = self._shapes(step, item)
-        if found := shape_differences.listed(stored, target):
+        if found := orbax_manager.differences(stored, target):
             raise UserError(
                 f"{self.directory / str(step)} holds other {DESCRIPTIONS[item]}: "
                 f"{found}"

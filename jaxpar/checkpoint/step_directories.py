@@ -1,11 +1,12 @@
 """The directory that Orbax keeps steps in, looked at without Orbax."""
 
 import contextlib
-import json
+import itertools
 from pathlib import Path
 
 from jaxpar.errors import NoUsableCheckpoint, UserError
 from jaxpar.guard.manifest import Damage
+from jaxpar.guard.sealed_json import json_object
 
 PARAMS, REST, MEMORY = "params", "rest", "memory"
 METRICS, METADATA = "metrics/metrics", "_CHECKPOINT_METADATA"
@@ -65,20 +66,20 @@ def incomplete(directory: Path) -> list[int]:
 def is_marked_best(folder: Path) -> bool:
     """Whether a step says itself that it was the best when it was saved."""
     try:
-        item = json.loads((folder / MEMORY / "metadata").read_text())
+        item = json_object((folder / MEMORY / "metadata").read_bytes())
         return bool(item.get("is_best"))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         return False
 
 
 def damage_of_json(folder: Path, name: str) -> Damage | None:
     """What is wrong with a JSON file of a step; nothing where it is missing."""
     try:
-        json.loads((folder / name).read_text())
+        json_object((folder / name).read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        return Damage(name, f"no JSON ({str(error).splitlines()[0]})")
+    except (OSError, ValueError) as error:
+        return Damage(name, str(error))
     return None
 
 
@@ -87,23 +88,19 @@ def damage_when_opened(folder: Path) -> Damage | None:
     for name in (METADATA, METRICS):
         if damage := damage_of_json(folder, name):
             return damage
-        path = folder / name
-        item = json.loads(path.read_text()) if path.is_file() else {"rank": 0.0}
-        if not isinstance(item, dict):
-            return Damage(name, f"no JSON object ({item!r:.80})")
-        if name == METRICS and not isinstance(item.get("rank"), int | float):
-            return Damage(name, f"no number is its rank ({item!r:.80})")
-    return None
+    path = folder / METRICS
+    item = json_object(path.read_bytes()) if path.is_file() else {"rank": 0.0}
+    if isinstance(item.get("rank"), int | float):
+        return None
+    return Damage(METRICS, f"no number is its rank ({item!r:.80})")
 
 
 def move_aside(folder: Path) -> Path:
     """Renames a step's directory so that Orbax takes it for none; the new path."""
-    for suffix in ("", *(f"-{n}" for n in range(2, 1_000))):
-        aside = folder.with_name(f"damaged-{folder.name}{suffix}")
-        if not aside.exists():
-            folder.rename(aside)
-            return aside
-    raise UserError(f"{folder.parent} has too many damaged steps; remove some.")
+    first = folder.with_name(f"damaged-{folder.name}")
+    more = (first.with_name(f"{first.name}-{n}") for n in itertools.count(2))
+    free = (path for path in itertools.chain([first], more) if not path.exists())
+    return folder.rename(next(free))
 
 
 def moved_aside(directory: Path) -> list[str]:

@@ -28,10 +28,6 @@ def upgraded(item: dict[str, Any], where: object) -> dict[str, Any]:
     return {key: value for key, value in item.items() if key != "format"}
 
 
-def _number_added(item: dict[str, Any]) -> dict[str, Any]:
-    """Format 2 only adds the number itself."""
-    return item
-
-
-UPGRADES: dict[int, Callable[[dict], dict]] = {1: _number_added}
+# Format 2 only adds the number itself.
+UPGRADES: dict[int, Callable[[dict], dict]] = {1: lambda item: item}
 """For each older format, the function from its JSON item to that of the next one."""

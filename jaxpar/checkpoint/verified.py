@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxpar.checkpoint import step_directories
-from jaxpar.checkpoint.step_directories import (
-    MEMORY,
-    METADATA,
-    METRICS,
-    PARAMS,
-    REST,
-)
+from jaxpar.checkpoint.step_directories import MEMORY, METADATA, METRICS, PARAMS, REST
 from jaxpar.errors import NoUsableCheckpoint
 from jaxpar.guard import manifest
 from jaxpar.guard.manifest import Damage
@@ -60,17 +54,14 @@ def damage_of(
         return manifest.verify(folder, sizes_only=check.how == "sizes", below=below)
     if check.strict:
         return [Damage(manifest.NAME, "missing")]
-    found = cluster.broadcast(
-        [dataclasses.asdict(damage) for damage in _without_manifest(folder)]
-    )
+    found = [Damage(*pair) for pair in cluster.broadcast(_without_manifest(folder))]
     if not found and not below:
         cluster.print_once(
             f"{folder} has no {manifest.NAME}: an older jaxpar saved it, or the "
             "process ended before it was written. Its content cannot be verified.",
             file=sys.stderr,
         )
-    damages = [Damage(**damage) for damage in found]
-    return [damage for damage in damages if damage.file.startswith(below)]
+    return [damage for damage in found if damage.file.startswith(below)]
 
 
 def require_good(directory: Path, step: int, check: Check) -> None:
@@ -194,10 +185,8 @@ def _damage_when_opened(directory: Path, step: int, check: Check) -> list[Damage
     Orbax does without, and an interrupted deletion leaves a step like that.
     """
     folder = directory / str(step)
-    unreadable = step_directories.damage_when_opened(folder)
-    answer = None if unreadable is None else dataclasses.asdict(unreadable)
-    if answer := cluster.broadcast(answer):
-        return [Damage(**answer)]
+    if pair := cluster.broadcast(step_directories.damage_when_opened(folder)):
+        return [Damage(*pair)]
     if not cluster.broadcast((folder / METRICS).is_file() and manifest.exists(folder)):
         return []
     return damage_of(directory, step, check, below=METRICS)

@@ -182,15 +182,6 @@ def session_from_json(value: Any) -> SessionTime:
     Raises:
       One of MALFORMED: it is none.
     """
-    legs = tuple(
-        Leg(
-            int(leg["first"]),
-            int(leg["step"]),
-            _seconds(leg["spent"]),
-            _seconds(leg["after"]),
-        )
-        for leg in value["legs"]
-    )
     first, stamps = value["to_first_step"], (value["started"], value["ended"])
     for stamp in stamps:
         datetime.datetime.strptime(stamp, STAMP)
@@ -198,7 +189,7 @@ def session_from_json(value: Any) -> SessionTime:
         *stamps,
         _seconds(value["seconds"]),
         None if first is None else float(first),
-        legs,
+        tuple(map(_leg_from_json, value["legs"])),
     )
 
 
@@ -252,6 +243,11 @@ def _between(sessions: Sequence[SessionTime]) -> float:
         )
         total += max(0.0, (started - ended).total_seconds())
     return total
+
+
+def _leg_from_json(value: Any) -> Leg:
+    spent, after = _seconds(value["spent"]), _seconds(value["after"])
+    return Leg(int(value["first"]), int(value["step"]), spent, after)
 
 
 def _seconds(value: Any) -> dict[str, float]:

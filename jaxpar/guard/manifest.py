@@ -8,12 +8,11 @@ With several processes the blocks are dealt out, so each is read once, by one of
 1 TB on 1,000 hosts is 1 GB for each, about a second, and one exchange of 1 MB.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxpar import atomic
 from jaxpar.errors import one_line
@@ -26,8 +25,7 @@ ONCE_BYTES = 2**20
 """How much of a file is held in memory at a time."""
 
 
-@dataclasses.dataclass(frozen=True, order=True)
-class Damage:
+class Damage(NamedTuple):
     """A file, by its path below the directory, and what is wrong with it."""
 
     file: str
@@ -86,12 +84,7 @@ def verify(
     except (OSError, LookupError, TypeError, ValueError) as error:
         # Not raised, since the other processes wait for an answer.
         mine = [Damage(below or ".", one_line(error))]
-    found = {
-        (damage["file"], damage["what"])
-        for answer in cluster.gather([dataclasses.asdict(damage) for damage in mine])
-        for damage in answer
-    }
-    return sorted(Damage(*pair) for pair in found)
+    return sorted({Damage(*pair) for sent in cluster.gather(mine) for pair in sent})
 
 
 def links_out(directory: Path) -> list[Damage]:

@@ -9,7 +9,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 Phase = Literal[
     "start", "prepare", "restore", "compile", "compute", "data", "evaluate", "save"
@@ -19,14 +19,6 @@ compute: all other steps. data: a batch is awaited."""
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
-class Now(NamedTuple):
-    """The phase that a process is in."""
-
-    phase: Phase
-    seconds: float
-    """Since it began, or since it last made progress."""
-
-
 class Phases:
     """The record of one process; `clock` returns seconds and never goes back."""
 
@@ -34,8 +26,8 @@ class Phases:
         self._clock, self._lock = clock, threading.Lock()
         self._stack: list[Phase] = ["start"]
         self._spent = dict.fromkeys(PHASES, 0.0)
-        self._since = self._progress = clock()
-        self.follower: Callable[[Phase, bool], None] = _ignore
+        self._since = clock()
+        self.follower: Callable[[Phase, bool], None] = lambda *changed: None
         """Called with the present phase after each change of phase, with False, and
         after each progress, with True."""
 
@@ -53,13 +45,11 @@ class Phases:
 
         In `compute`: every step begun so far has finished on the device.
         """
-        self._progress = self._clock()
         self.follower(self._stack[-1], True)
 
-    def now(self) -> Now:
-        """The present phase, and for how long it has made no progress."""
-        with self._lock:
-            return Now(self._stack[-1], self._clock() - self._progress)
+    def present(self) -> Phase:
+        """The phase that the process is in."""
+        return self._stack[-1]
 
     def seconds(self) -> dict[Phase, float]:
         """The seconds spent on each phase since the process began."""
@@ -73,12 +63,8 @@ class Phases:
             now = self._clock()
             self._spent[self._stack[-1]] += now - self._since
             change()
-            self._since = self._progress = now
+            self._since = now
         self.follower(self._stack[-1], False)
-
-
-def _ignore(phase: Phase, progress: bool) -> None:
-    """The follower where nobody follows."""
 
 
 PROCESS = Phases()

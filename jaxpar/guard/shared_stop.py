@@ -39,7 +39,7 @@ class SharedStop:
 
     def start(self) -> None:
         """Takes part from now on."""
-        self._request.agreement = self
+        self._request.agreement = self.reached
         self._thread.start()
 
     def close(self) -> None:

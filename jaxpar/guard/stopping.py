@@ -15,9 +15,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from jaxpar.errors import FAILED
+from jaxpar.tables import for_messages
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_SECONDS = 120.0
@@ -35,14 +36,6 @@ class Unsaved(enum.Enum):
     """The loop has ended and is being saved: the process ends by itself."""
 
 
-class Agreement(Protocol):
-    """How several processes stop after the same step: jaxpar.guard.shared_stop."""
-
-    def reached(self) -> bool:
-        """To be called by each process at the same points, such as after each step."""
-        ...
-
-
 class StopRequest:
     """Whether this process was asked to stop, and by which signal."""
 
@@ -53,7 +46,9 @@ class StopRequest:
         """The first signal's name; "" before."""
         self.unsaved = Unsaved.NOTHING
         self.grace = GRACE_SECONDS
-        self.agreement: Agreement | None = None
+        self.agreement: Callable[[], bool] | None = None
+        """Of several processes, which stop after the same step: `SharedStop.reached`
+        of jaxpar.guard.shared_stop; each calls it at the same points."""
         self._asked = threading.Event()
 
     def asked(self) -> bool:
@@ -62,7 +57,7 @@ class StopRequest:
 
     def reached(self) -> bool:
         """Whether to stop now; of several processes, all stop at the same call."""
-        return self.agreement.reached() if self.agreement else self.asked()
+        return self.agreement() if self.agreement else self.asked()
 
     def ask(self, name: str) -> None:
         """Asks to stop; a second request changes nothing.
@@ -112,7 +107,8 @@ def for_command(leave: Callable[[int], Any] = os._exit) -> Iterator[StopRequest]
     threading.Thread(
         target=watcher.watch, args=(read,), name="jaxpar-signals", daemon=True
     ).start()
-    with _as_current(request), _handlers(_nothing):
+    # Python hands a signal to the watcher only if it has a handler.
+    with _as_current(request), _handlers(lambda number, frame: None):
         previous = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         try:
             yield request
@@ -174,18 +170,23 @@ class _Watcher:
         timer.start()
 
     def _end_late(self, number: signal.Signals) -> None:
-        seconds = f"{self._request.grace:.0f} s"
-        self._end(number, f"not stopped within {seconds} (--grace), so ended now")
+        within = f"within {self._request.grace:.0f} s (--grace)"
+        self._end(number, f"not stopped {within}, so ended now")
 
     def _end(self, number: signal.Signals, why: str = "") -> None:
         if self.done:
             return
         if why:
             print(f"jaxpar: {number.name}: {why}.", file=sys.stderr)
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        flush()
         self._request.leave(status_of(number.name))
+
+
+def flush() -> None:
+    """Gets out what was printed, as far as that is possible."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
 
 
 def status_of(name: str) -> int:
@@ -202,7 +203,7 @@ def _say(request: StopRequest) -> None:
     again = "" if ends_now else "; again to stop now"
     print(
         f"\njaxpar: {request.prefix}{request.what_follows()}{again}.",
-        file=sys.stderr,
+        file=for_messages(),
         flush=True,
     )
 
@@ -237,7 +238,3 @@ def _handlers(handler: Callable[..., None]) -> Iterator[Callable[[], None]]:
         yield restore
     finally:
         restore()
-
-
-def _nothing(number: int, frame: FrameType | None) -> None:
-    """Python hands a signal to the watcher only if it has a handler."""

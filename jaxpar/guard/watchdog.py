@@ -21,6 +21,7 @@ from jaxpar.errors import HANGS
 from jaxpar.guard import supervisor
 from jaxpar.guard.limits import Limits, Pace
 from jaxpar.guard.phases import PHASES, PROCESS, Phase, Phases
+from jaxpar.guard.stopping import flush
 from jaxpar.guard.supervisor import TICK_SECONDS, Quiet, Slot
 
 PATIENCE_SECONDS = 10.0
@@ -53,7 +54,7 @@ class Watchdog:
         with _memory() as file:
             os.write(file, bytes(supervisor.SHARED_BYTES))
             self._shared = supervisor.shared_numbers(file)
-            self._follow(record.now().phase, False)
+            self._follow(record.present(), False)
             stacks = _print_stacks_on_signal()
             self._child = _start_child(file, stacks, patience)
         self._closed = threading.Event()
@@ -106,20 +107,20 @@ class Watchdog:
                 self._end(quiet.seconds)
 
     def _end(self, seconds: float) -> None:
-        now, limit = self._record.now(), self._shared[Slot.LIMIT]
+        phase, limit = self._record.present(), self._shared[Slot.LIMIT]
         os.write(
             2,
             f"\njaxpar: watchdog: no progress for {seconds:.0f} s in the phase "
-            f"{now.phase} (its limit is {limit:.0f} s), so process {os.getpid()} on "
+            f"{phase} (its limit is {limit:.0f} s), so process {os.getpid()} on "
             f"{os.uname().nodename} ends with status {HANGS}. The stacks of its "
             "threads follow; the same command resumes from the newest checkpoint, "
-            f"--watchdog auto,{now.phase}=SECONDS allows more.\n".encode(),
+            f"--watchdog auto,{phase}=SECONDS allows more.\n".encode(),
         )
         faulthandler.dump_traceback(2, all_threads=True)
         # In a thread, since the one that hangs may hold the stream's lock.
-        flush = threading.Thread(target=_flush, daemon=True)
-        flush.start()
-        flush.join(FLUSH_SECONDS)
+        flushing = threading.Thread(target=flush, daemon=True)
+        flushing.start()
+        flushing.join(FLUSH_SECONDS)
         os._exit(HANGS)
 
 
@@ -194,9 +195,3 @@ def _start_child(file: int, stacks: int, patience: float) -> subprocess.Popen[by
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()

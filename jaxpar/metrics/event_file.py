@@ -16,7 +16,7 @@ MOST_FILES = 1_000
 
 
 class EventFile:
-    """Scalars in TensorBoard's format.
+    """Scalars and texts in TensorBoard's format.
 
     It writes in the thread that calls it: tensorboardX's own writer loses errors in a
     thread of its own, whose full queue then blocks the caller.
@@ -37,17 +37,20 @@ class EventFile:
         hide = self._record(step=first_step, session_log=log(status=log.START))
         append(self._file, version + hide)
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes scalars by name.
+    def write(self, step: int, values: Mapping[str, float | str]) -> None:
+        """Writes scalars and texts by name.
 
         Raises:
           OSError: they could not be written; the file has no part of them.
         """
-        from tensorboardX.summary import scalar
+        from tensorboardX.summary import scalar, text
 
         records = (
-            self._record(step=step, summary=scalar(name, value))
-            for name, value in scalars.items()
+            self._record(
+                step=step,
+                summary=(text if isinstance(value, str) else scalar)(name, value),
+            )
+            for name, value in values.items()
         )
         append(self._file, b"".join(records))
 

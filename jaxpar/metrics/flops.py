@@ -105,7 +105,7 @@ def _walk_equation(
         return count.times(params["length"]), out
     inner = [
         _walk(jaxpr, _kinds_inside(name, jaxpr, kinds))
-        for jaxpr in _inner_jaxprs(params)
+        for jaxpr in inner_jaxprs(params)
     ]
     is_call = name in CALLS and len(inner) == 1
     out = inner[0][1] if is_call else everything
@@ -128,7 +128,7 @@ def _walk_scan(
     eqn: core.JaxprEqn, kinds: Sequence[int]
 ) -> tuple[_Count, Sequence[int]]:
     """One iteration of a scan, whose carry depends on all that it ever depends on."""
-    jaxpr, carry = eqn.params["jaxpr"].jaxpr, _carry_of(eqn)
+    jaxpr, carry = eqn.params["jaxpr"].jaxpr, carry_of(eqn)
     inside = list(kinds)
     while True:
         count, out = _walk(jaxpr, inside)
@@ -138,7 +138,7 @@ def _walk_scan(
         inside[carry] = carried
 
 
-def _carry_of(eqn: core.JaxprEqn) -> slice:
+def carry_of(eqn: core.JaxprEqn) -> slice:
     """Which arguments of a scan are its carry: those before what it walks along.
 
     By their shapes, since names of its parameters differ between versions of JAX: what
@@ -199,7 +199,7 @@ def _mesh_axes(spec: PartitionSpec) -> Iterator[str]:
             yield from (entry if isinstance(entry, tuple) else (entry,))
 
 
-def _inner_jaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+def inner_jaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
     """The jaxprs in an equation's parameters."""
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):

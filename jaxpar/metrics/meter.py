@@ -10,10 +10,10 @@ from jaxpar.metrics.sinks import Row
 
 @dataclasses.dataclass(frozen=True)
 class Meter:
-    """Adds `tokens_per_second` and `mfu` to a step's row.
+    """Adds `tokens_per_second` and `mfu` to a step's row; None where it has no seconds.
 
     mfu is the model FLOPs per second as a fraction of the hardware's peak, None where
-    the peak is unknown.
+    the peak is unknown, too.
     """
 
     step_flops: float
@@ -25,8 +25,10 @@ class Meter:
     def __call__(self, row: Row) -> Row:
         """The row with its rates, from its `tokens` and `seconds`."""
         seconds = row["seconds"]
-        rates = {"tokens_per_second": row["tokens"] / seconds, "mfu": None}
-        if self.peak_flops is not None:
+        rates = {"tokens_per_second": None, "mfu": None}
+        if seconds:
+            rates["tokens_per_second"] = row["tokens"] / seconds
+        if seconds and self.peak_flops is not None:
             rates["mfu"] = self.step_flops / seconds / self.peak_flops
         return {**row, **rates}
 

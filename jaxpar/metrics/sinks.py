@@ -4,15 +4,17 @@ import json
 import math
 import numbers
 import os
-import sys
 from pathlib import Path
 from typing import Any, TextIO
 
 from jaxpar.errors import UserError
+from jaxpar.guard.goodput import clock
 from jaxpar.metrics.event_file import EventFile, append
+from jaxpar.tables import for_messages
 
 Row = dict[str, Any]
-"""Metrics of a step, or scores of an evaluation (which has a "split"), by name."""
+"""Metrics of a step, by name; what has a "split" is of an evaluation, or of an event of
+the user's own."""
 
 
 class JsonlSink:
@@ -43,7 +45,9 @@ class JsonlSink:
 
 
 class TensorBoardSink:
-    """Writes the numbers of rows as scalars, named `train/...` or after their split.
+    """Writes numbers of rows, and the texts of those with a split, under its name.
+
+    Those of training steps are named `train/...`.
 
     After a resume, what an earlier run in the directory wrote for the same steps is
     hidden, from the first step written here on.
@@ -54,7 +58,7 @@ class TensorBoardSink:
         self._file: EventFile | None = None
 
     def write(self, row: Row) -> None:
-        """Writes a row's numbers at its step.
+        """Writes a row's values at its step.
 
         Raises:
           OSError: they could not be written.
@@ -62,12 +66,14 @@ class TensorBoardSink:
         step, group = row["step"], row.get("split", "train")
         if self._file is None:
             self._file = EventFile(self._directory, first_step=step)
-        scalars = {
-            f"{group}/{name}": float(value)
+        kinds = numbers.Real | str if "split" in row else numbers.Real
+        values = {
+            f"{group}/{name}": value if isinstance(value, str) else float(value)
             for name, value in row.items()
-            if name != "step" and isinstance(value, numbers.Real)
+            if name not in ("step", "split", "objective_name")
+            and isinstance(value, kinds)
         }
-        self._file.write(step, scalars)
+        self._file.write(step, values)
 
     def close(self) -> None:
         """Closes the file, if there is one."""
@@ -78,7 +84,8 @@ class TensorBoardSink:
 class Progress:
     """A progress bar with loss, tokens per second and time left.
 
-    It says "compiling" until the first row. Where neither a terminal nor a notebook
+    Until the first step's row it says what takes the time: the evaluation of step 0,
+    compiling. Where neither a terminal nor a notebook
     shows a bar: a plain line every `every` steps, per evaluation, and at the end.
     """
 
@@ -91,15 +98,17 @@ class Progress:
         file: TextIO | None = None,
     ):
         self._num_steps, self._every = num_steps, every
-        self._file = file or sys.stderr
+        self._file = file or for_messages()
         self._bar: Any = None
         self._heldout = ""
+        self._begins = True
         bar = _bar_class(self._file)
+        doing = "compiling the step" if start else "evaluating step 0"
         if bar is None:
-            self.say("compiling")
+            self.say(doing)
             return
         self._bar = bar(
-            total=num_steps, initial=start, desc="compiling", file=self._file,
+            total=num_steps, initial=start, desc=doing, file=self._file,
             bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
             dynamic_ncols=True,
         )  # fmt: skip
@@ -107,11 +116,22 @@ class Progress:
     def write(self, row: Row) -> None:
         """Shows a row."""
         step = row["step"]
-        if "split" in row:
-            self._heldout = f"{row['split']} {_decimals(row.get('nats_per_token'))}"
-            if self._bar is None:
-                self.say(f"step {step:,}: {self._heldout} nats/token")
+        if "split" in row and "nats_per_token" not in row:
+            own = (f"{k}: {v}" for k, v in row.items() if k not in ("step", "split"))
+            self.say(f"step {step:,}: {row['split']} {', '.join(own)}")
             return
+        if "split" in row:
+            self._heldout = f"{row['split']} {_decimals(row['nats_per_token'])}"
+            beside = ""
+            if "objective" in row:
+                beside = f", {row['objective_name']} {_decimals(row['objective'])}"
+            if self._bar is None:
+                self.say(f"step {step:,}: {self._heldout} nats/token{beside}")
+            self._heldout += beside
+            if self._begins:
+                self._say_compiling()
+            return
+        self._begins = False
         text = summary(row, self._num_steps)
         if self._bar is not None:
             text = ", ".join(part for part in (text, self._heldout) if part)
@@ -120,6 +140,13 @@ class Progress:
             self._bar.update(step - self._bar.n)
         elif step % self._every == 0 or step == self._num_steps:
             self.say(f"step {step:,}/{self._num_steps:,}: {text}")
+
+    def _say_compiling(self) -> None:
+        self._begins = False
+        if self._bar is None:
+            self.say("compiling the step")
+        else:
+            self._bar.set_description_str("compiling the step")
 
     def say(self, text: str) -> None:
         """Prints a line, above the bar if there is one."""
@@ -145,7 +172,7 @@ def summary(row: Row, num_steps: int) -> str:
     seconds = row.get("seconds")
     if seconds:
         parts.append(f"{_thousands(row['tokens'] / seconds)} tok/s")
-        parts.append(f"{_clock((num_steps - row['step']) * seconds)} left")
+        parts.append(f"{clock((num_steps - row['step']) * seconds)} left")
     return ", ".join(parts)
 
 
@@ -158,12 +185,6 @@ def _thousands(value: float) -> str:
         if value >= size:
             return f"{value / size:.1f}{letter}"
     return f"{value:.0f}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _bar_class(file: TextIO) -> type | None:

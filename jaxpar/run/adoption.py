@@ -13,7 +13,6 @@ from jaxpar.experiment import Experiment, Finetune
 from jaxpar.partition import cluster
 from jaxpar.partition.layout import Placed
 from jaxpar.run.directory import RunDir
-from jaxpar.run.sealed_json import write_json
 from jaxpar.train.state import Recipe
 from jaxpar.tree import flatten, unflatten
 
@@ -101,9 +100,8 @@ def record(run: RunDir, transfer: Transfer) -> None:
         return
     with cluster.synchronized():
         if cluster.is_first():
-            *before, last = run.receipt.sessions()
-            last = {**last, "parameters": transfer.facts}
-            write_json(run.receipt.path, {"sessions": [*before, last]})
+            facts = {"parameters": transfer.facts}
+            run.receipt.update_newest(lambda newest: {**newest, **facts})
 
 
 def _divides(placed: Placed, name: str | None, size: int) -> bool:

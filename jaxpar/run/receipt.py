@@ -5,6 +5,7 @@ import importlib.metadata
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from jaxpar.data.prepare import Prepared
 from jaxpar.errors import UserError
 from jaxpar.guard import goodput
 from jaxpar.guard.goodput import SessionTime
-from jaxpar.run.same_data import require_same_data
-from jaxpar.run.sealed_json import read_json, write_json
+from jaxpar.guard.sealed_json import read_json, write_json
+from jaxpar.train.same_data import require_same_data
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -61,6 +62,11 @@ class Receipt:
             **facts,
         }
         write_json(self.path, {"sessions": [*self.sessions(), session]})
+
+    def update_newest(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Writes the newest session as `change` returns it."""
+        *earlier, newest = self.sessions()
+        write_json(self.path, {"sessions": [*earlier, change(newest)]})
 
     def keep_time(self, number: int, seconds: dict[str, Any]) -> None:
         """Says of the session of this number, from 0, where its time went.

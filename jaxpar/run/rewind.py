@@ -10,8 +10,6 @@ from jaxpar.checkpoint.verified import Check
 from jaxpar.errors import NoUsableCheckpoint
 from jaxpar.partition import cluster
 from jaxpar.run.directory import RunDir
-from jaxpar.run.receipt import Receipt
-from jaxpar.run.sealed_json import write_json
 from jaxpar.train.spikes import GoBack, Skipping
 
 SUPERSEDED = "superseded"
@@ -34,7 +32,9 @@ def go_back(run_dir: RunDir, needed: GoBack, check: Check) -> None:
     with cluster.synchronized():
         if cluster.is_first():
             _delete_after(directory, -1 if step is None else step)
-            _add_to_receipt(run_dir.receipt, skipping)
+            run_dir.receipt.update_newest(
+                lambda newest: _with_skipped(newest, skipping)
+            )
     n, from_step = len(skipping["windows"]), skipping["from_step"]
     place = "the beginning" if step is None else f"step {step}"
     cluster.print_once(
@@ -107,8 +107,6 @@ def _remove_superseded(directory: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _add_to_receipt(receipt: Receipt, skipping: Skipping) -> None:
-    """Adds what a rewind skips to the newest session."""
-    *earlier, session = receipt.sessions()
-    skipped = [*session.get("skipped", []), skipping]
-    write_json(receipt.path, {"sessions": [*earlier, {**session, "skipped": skipped}]})
+def _with_skipped(session: dict[str, Any], skipping: Skipping) -> dict[str, Any]:
+    """A session of the receipt, with what a rewind skips."""
+    return {**session, "skipped": [*session.get("skipped", []), skipping]}

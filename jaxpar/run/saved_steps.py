@@ -6,8 +6,8 @@ It outlives the checkpoints: where they are gone, a run is not started anew unas
 from pathlib import Path
 
 from jaxpar.errors import UserError
-from jaxpar.run.metrics_file import read_metrics
-from jaxpar.run.sealed_json import read_json, write_json
+from jaxpar.guard.sealed_json import read_json, write_json
+from jaxpar.metrics.metrics_file import read_metrics
 
 REMEDY = (
     "So it is unknown whether the run had checkpoints: restore it, or start a new run "

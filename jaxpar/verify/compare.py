@@ -68,9 +68,9 @@ class Reference:
 
     def compile(self, *computed: Computed) -> None:
         """Begins to compile all parts, for one device and for other layouts."""
-        for part in self.parts:
+        for program in filter(None, (part.program for part in self.parts)):
             for each in dict.fromkeys((self.exact, self.one, *computed)):
-                part.compile(each)
+                program(each)
 
     def on(self, layout: Layout) -> Computed:
         """The experiment on a layout, with one device's parameters and gradients."""
@@ -102,9 +102,15 @@ class Reference:
     def leaves(self, part: Part, computed: Computed) -> list[Leaf]:
         """The leaves of a part with their errors and limits."""
         wanted, limits = self.wanted(part), self.limits(part)
-        zeros = _zeros(part, wanted)
+        largest = largest_of_kind(part, wanted)
+
+        def is_zero(path: str) -> bool:
+            """Whether a gradient is nothing but rounding on one device."""
+            least = LIMIT * largest[path]
+            return part.kind == "gradient" and largest_magnitude(wanted[path]) <= least
+
         return [
-            Leaf(path, part.kind, error, limits[path], path in zeros)
+            Leaf(path, part.kind, error, limits[path], is_zero(path))
             for path, error in errors(part, part.read(computed), wanted).items()
         ]
 
@@ -205,15 +211,3 @@ def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _kind(part: Part, path: str) -> str:
     # First and second moments have different magnitudes.
     return path.partition("/")[0] if part.kind == "state" else part.kind
-
-
-def _zeros(part: Part, wanted: Mapping[str, np.ndarray]) -> set[str]:
-    """Paths of the gradients that are nothing but rounding on one device."""
-    if part.kind != "gradient":
-        return set()
-    largest = largest_of_kind(part, wanted)
-    return {
-        path
-        for path, want in wanted.items()
-        if largest_magnitude(want) <= LIMIT * largest[path]
-    }

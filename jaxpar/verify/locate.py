@@ -41,33 +41,36 @@ def locate(reference: Reference, computed: Computed, leaves: Iterable[Leaf]) -> 
     part = next(part for part in reference.parts if part.kind in failed_kinds)
     first = None
     if part.where in ("forward", "backward"):
-        first = _first(NOTES, reference, computed, _activations(reference))
+        first = _first(NOTES, reference, computed)
     if first is None:
-        suspects = _leaves(part, reference, computed)
-        first = _first(part, reference, computed, suspects)
+        first = _first(part, reference, computed)
     if first is None:
         raise AssertionError(f"{part.kind} differs, and none of its leaves does.")
     return dataclasses.replace(first, axis=_axis(reference, part, computed.layout))
 
 
-def _leaves(part: Part, reference: Reference, computed: Computed) -> Iterator[Suspect]:
-    """The leaves of a part in the order in which they are computed."""
-    names = flatten(computed.anatomy.names)
-    wanted = reference.wanted(part)
-    paths = list(wanted)
-    if part.where == "backward":
+def _suspects(
+    part: Part, reference: Reference, computed: Computed
+) -> Iterator[Suspect]:
+    """The leaves of a part in the order in which they are computed, layer by layer."""
+    names, wanted = flatten(computed.anatomy.names), reference.wanted(part)
+    paths, backward = list(wanted), part.where == "backward"
+    if backward:
         uses = first_uses(reference.one)
         paths.sort(key=lambda path: uses[path], reverse=True)
-    for stacked, group in itertools.groupby(paths, lambda p: _is_stacked(p, names)):
+
+    def is_stacked(path: str) -> bool:
+        return path.startswith(STACK) if part is NOTES else _is_stacked(path, names)
+
+    for stacked, group in itertools.groupby(paths, is_stacked):
         group = list(group)
         if not stacked:
             yield from (Suspect(path, None) for path in group)
             continue
         layers = range(max(wanted[path].shape[0] for path in group))
-        for layer in reversed(layers) if part.where == "backward" else layers:
-            for path in group:
-                if layer < wanted[path].shape[0]:
-                    yield Suspect(path, layer)
+        for layer in reversed(layers) if backward else layers:
+            there = (path for path in group if layer < wanted[path].shape[0])
+            yield from (Suspect(path, layer) for path in there)
 
 
 def _is_stacked(path: str, names: Mapping[str, tuple[str, ...]]) -> bool:
@@ -76,22 +79,8 @@ def _is_stacked(path: str, names: Mapping[str, tuple[str, ...]]) -> bool:
     return STACK in axes[:1]
 
 
-def _activations(reference: Reference) -> Iterator[Suspect]:
-    """The noted activations in the order of the forward pass, layer by layer."""
-    wanted = reference.wanted(NOTES)
-    for stacked, group in itertools.groupby(wanted, lambda n: n.startswith(STACK)):
-        group = list(group)
-        if not stacked:
-            yield from (Suspect(name, None) for name in group)
-            continue
-        for layer in range(wanted[group[0]].shape[0]):
-            yield from (Suspect(name, layer) for name in group)
-
-
-def _first(
-    part: Part, reference: Reference, computed: Computed, suspects: Iterable[Suspect]
-) -> First | None:
-    """The first suspect that is wrong on some device; None if none is."""
+def _first(part: Part, reference: Reference, computed: Computed) -> First | None:
+    """The first leaf of a part that is wrong on some device; None if none is."""
     wanted, limits = reference.wanted(part), reference.limits(part)
     if part is NOTES:
         wanted = _in_layout_order(wanted, computed)
@@ -102,7 +91,7 @@ def _first(
         for path, error in errors(part, got, wanted).items()
         if not _passes(error, limits[path])
     }
-    for path, layer in suspects:
+    for path, layer in _suspects(part, reference, computed):
         if path not in failed:
             continue
         wrong, devices = [], []

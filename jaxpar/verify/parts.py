@@ -16,7 +16,7 @@ from jaxpar.verify.computed import Computed
 class Part:
     """One thing that is compared: where in a step it is, its kind, its leaves by path.
 
-    program: compiles what `read` runs. exact: it must be equal bit for bit.
+    program: begins to compile what `read` runs. exact: it must be equal bit for bit.
     """
 
     where: str
@@ -24,11 +24,6 @@ class Part:
     read: Callable[[Computed], Mapping[str, Any]]
     program: Callable[[Computed], CompiledAhead] | None = None
     exact: bool = False
-
-    def compile(self, computed: Computed) -> None:
-        """Begins to compile what `read` will run."""
-        if self.program is not None:
-            self.program(computed)
 
 
 def moments(computed: Computed) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class First:
     """The first array that differs, in the order in which a step computes them."""
 
     where: str
-    """The phase of the step: init, forward, backward, optimizer, evaluate, generate."""
+    """The part of the step: init, forward, backward, optimizer, evaluate, generate."""
     name: str
     """Name of the activation, or path of the leaf."""
     layer: int | None = None

@@ -3,17 +3,20 @@
 import dataclasses
 
 from jaxpar.data.source import Text
+from jaxpar.errors import UserError
 from jaxpar.experiment import Experiment, Finetune, Pretrain
 from jaxpar.models.base import ModelConfig
+from jaxpar.models.describe import describe
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.devices import choose_devices
 from jaxpar.partition.layout import Layout, as_layout
 from jaxpar.run.directory import RunDir
+from jaxpar.run.placing import layout_for
 from jaxpar.run.session import refuse_misfits
 from jaxpar.verify.compare import FACTOR, Reference
 from jaxpar.verify.locate import locate
 from jaxpar.verify.proof import Proof
-from jaxpar.verify.shrink import describe, shrunk
+from jaxpar.verify.shrink import shrunk
 
 
 def verify(
@@ -34,13 +37,18 @@ def verify(
     Raises:
       UserError: the layout cannot split the model or the batch.
     """
-    wanted = as_layout(experiment.layout if layout is None else layout)
     if isinstance(experiment, Finetune):
         source = RunDir(experiment.start_from)
         experiment = experiment.with_model_of(lambda: source.open(*classes))
+    wanted = layout_for(experiment, devices) if layout is None else as_layout(layout)
+    if wanted.n_devices == 1 and wanted != experiment.layout:
+        raise UserError(
+            f"Layout {experiment.layout.spelling} is one device here, so there is "
+            "nothing to compare; name a --layout, or give --devices."
+        )
     experiment = dataclasses.replace(experiment, layout=wanted)
-    refuse_misfits(experiment)
     experiment.recipe().abstract(wanted)
+    refuse_misfits(experiment)
     choose_devices(wanted, devices, may_idle=True)
     experiment = experiment if full else shrunk(experiment, wanted)
     return prove(Reference(experiment, precision=precision), wanted)
@@ -97,9 +105,10 @@ def _experiment_with(model: ModelConfig, layout: Layout) -> Pretrain:
 
 def _about(reference: Reference) -> str:
     """The sizes that are compared, and the limits, in one line."""
-    precision = reference.experiment.precision
+    experiment = reference.experiment
+    rows = f"batch {experiment.data.batch_size} x {experiment.data.seq_len}"
     limits = "float64, each leaf to 1e-12"
     if reference.exact is not reference.one:
-        types = ", ".join(sorted(set(dataclasses.astuple(precision))))
+        types = ", ".join(sorted(set(dataclasses.astuple(experiment.precision))))
         limits = f"{types}; each leaf to {FACTOR:g} x the rounding error of one device"
-    return f"{describe(reference.experiment)}; {limits}"
+    return f"{describe(experiment.model)}, {rows}; {limits}"

@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 from jaxpar.experiment import Experiment
-from jaxpar.models.describe import describe as describe_model
 from jaxpar.models.describe import fields_of
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.rules import IfFree
@@ -98,12 +97,6 @@ def model_sizes(model: Any, layout: Layout, seq_len: int) -> dict[str, int]:
         ),
     }
     return {name: size for name, size in wanted.items() if name in fields}
-
-
-def describe(experiment: Experiment) -> str:
-    """The sizes of an experiment, in one line."""
-    rows = f"batch {experiment.data.batch_size} x {experiment.data.seq_len}"
-    return f"{describe_model(experiment.model)}, {rows}"
 
 
 def _least(size: int, wanted: int, multiple: int) -> int:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpar.checkpoint import failed_saves, verified
+from jaxpar.checkpoint import failed_saves, library_warnings, verified
 from jaxpar.checkpoint.manager import Checkpoints
 from jaxpar.checkpoint.verified import Check
 from jaxpar.errors import SaveFailed
@@ -134,7 +134,7 @@ def test_only_what_orbax_left_is_removed(tmp_path):
 
 
 def test_no_traceback_of_an_error_that_is_raised_is_logged_and_others_are(caplog):
-    failed_saves.hide_raised_errors()
+    library_warnings.hide_raised_errors()
     logger = logging.getLogger("absl")
     try:
         raise OSError("full")

@@ -236,7 +236,7 @@ def test_a_memory_that_is_no_object_is_damage(steps, text):
 
 def test_metadata_of_one_step_that_are_no_object_do_not_stop_the_others(steps):
     (steps / "2" / "_CHECKPOINT_METADATA").write_text("7")
-    with pytest.raises(NoUsableCheckpoint, match="2/_CHECKPOINT_METADATA: no JSON obj"):
+    with pytest.raises(NoUsableCheckpoint, match="2/_CHECKPOINT_METADATA: not a JSON"):
         Checkpoints(steps)
     assert verified.resumable(steps, NONE) == 6
     save(steps, 8, keep=9)

@@ -39,3 +39,8 @@ def test_every_peak_has_a_source_and_is_plausible(kind):
 
 def test_a_kind_that_is_not_in_the_table_has_no_peak():
     assert hardware.peak_flops("cpu") is None
+
+
+def test_a_step_without_seconds_has_no_rates():
+    row = Meter(step_flops=1e12, peak_flops=8e12)({**ROW, "seconds": None})
+    assert row["tokens_per_second"] is None and row["mfu"] is None

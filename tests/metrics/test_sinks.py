@@ -87,6 +87,32 @@ def test_tensorboard_gets_the_numbers_under_their_splits(tmp_path):
     assert not [tag for _, tag, _ in found if "mfu" in tag or "step" in tag]
 
 
+def test_tensorboard_gets_the_texts_of_an_event(tmp_path):
+    sink = TensorBoardSink(tmp_path)
+    sink.write({"step": 3, "split": "sample", "text": "a text", "length": 6})
+    sink.write({**ROW, "step": 4, "first_nonfinite": "the loss"})
+    sink.close()
+    tags = {tag for _, tag, _ in events(tmp_path)}
+    assert {"sample/text/text_summary", "sample/length", "train/loss"} <= tags
+    assert not [tag for tag in tags if "first_nonfinite" in tag]
+    (path,) = tmp_path.glob("events*")
+    assert b"a text" in path.read_bytes()
+
+
+def test_a_log_file_shows_an_objective_and_what_an_event_writes():
+    file = io.StringIO()
+    progress = Progress(5, file=file)
+    score = {"split": "heldout", "nats_per_token": 1.25, "nats_per_byte": 1.0}
+    own = {"objective": 2.5, "objective_name": "Smoothed"}
+    progress.write({"step": 4, **score, **own})
+    progress.write({"step": 4, "split": "sample", "text": "def f():", "length": 3})
+    assert file.getvalue().splitlines()[1:] == [
+        "step 4: heldout 1.250 nats/token, Smoothed 2.500",
+        "compiling the step",
+        "step 4: sample text: def f():, length: 3",
+    ]
+
+
 def test_a_log_file_gets_one_plain_line_for_each_log():
     file = io.StringIO()
     progress = Progress(5, every=2, file=file)
@@ -97,12 +123,25 @@ def test_a_log_file_gets_one_plain_line_for_each_log():
             progress.write({"step": 4, **heldout, "nats_per_byte": 1.0})
     progress.close()
     assert file.getvalue().splitlines() == [
-        "compiling",
+        "evaluating step 0",
         "step 2/5: loss 2.500, 2.0k tok/s, 0:06 left",
         "step 4/5: loss 2.500, 2.0k tok/s, 0:02 left",
         "step 4: heldout 1.250 nats/token",
         "step 5/5: loss 2.500, 2.0k tok/s, 0:00 left",
     ]
+
+
+def test_what_takes_the_time_before_the_first_step_is_said():
+    file = io.StringIO()
+    progress = Progress(5, file=file)
+    score = {"split": "heldout", "nats_per_token": 1.25, "nats_per_byte": 1.0}
+    progress.write({"step": 0, **score})
+    progress.write({**ROW, "step": 1})
+    progress.write({"step": 1, **score})
+    progress.close()
+    assert [line.partition(":")[0] for line in file.getvalue().splitlines()] == [
+        "evaluating step 0", "step 0", "compiling the step", "step 1/5", "step 1",
+    ]  # fmt: skip
 
 
 def test_a_terminal_says_compiling_until_the_first_step():

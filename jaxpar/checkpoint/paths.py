@@ -3,6 +3,7 @@
 import fnmatch
 import re
 from pathlib import Path
+from typing import NoReturn
 
 from jaxpar.errors import UserError
 
@@ -18,8 +19,8 @@ def run_path(path: str | Path) -> Path:
     finds again what it saves below a folder named a[e].
 
     Raises:
-      UserError: it is a URL or not UTF-8, or a wildcard is in it or in the working
-        directory above it.
+      UserError: it is a URL, an experiment's file or not UTF-8, or a wildcard is in it
+        or in the working directory above it.
     """
     if URL.match(str(path)):
         url = re.sub(":/+", "://", str(path), count=1)
@@ -28,6 +29,8 @@ def run_path(path: str | Path) -> Path:
             "the bucket, or choose another directory and copy it afterwards."
         )
     path = Path(path)
+    if path.suffix == ".py" and path.is_file():
+        _refuse_experiment(path)
     absolute = str(path.absolute())
     try:
         absolute.encode()
@@ -46,3 +49,14 @@ def run_path(path: str | Path) -> Path:
             "directory without * ? [ ] in its path, or rename it."
         )
     return path
+
+
+def _refuse_experiment(file: Path) -> NoReturn:
+    """Says what a run is, and where those of an experiment are."""
+    found = sorted(Path("runs").glob(f"{file.stem}-*/config.json"))
+    runs = [str(path.parent) for path in found]
+    there = f"here are {', '.join(runs)}" if runs else "there is none here yet"
+    raise UserError(
+        f"{file} is an experiment; a run is the directory that training it makes, "
+        f"runs/{file.stem}-FINGERPRINT unless --run-dir says another one: {there}."
+    )

@@ -1,10 +1,10 @@
 """The metrics.jsonl of a run: reading it, and removing steps that were not saved."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from jaxpar import atomic
+from jaxpar.guard.sealed_json import json_object
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -23,13 +23,15 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def last_evaluation(path: str | Path, *, up_to: int) -> dict[str, Any] | None:
-    """The newest evaluation that the file holds of a step up to `up_to`."""
+    """The newest evaluation that the file holds of a step up to `up_to`.
+
+    Rows of the user's own events, which have a split, too, are none.
+    """
     if not Path(path).is_file():
         return None
-    scores = [
-        row for row in read_metrics(path) if "split" in row and row["step"] <= up_to
-    ]
-    return scores[-1] if scores else None
+    rows = reversed(read_metrics(path))
+    scores = (row for row in rows if row.get("split") == "heldout")
+    return next((row for row in scores if row["step"] <= up_to), None)
 
 
 def written_after(path: str | Path, step: int) -> tuple[int, float]:
@@ -69,7 +71,6 @@ def _is_after(line: bytes, step: int) -> bool:
 def _row(line: str | bytes) -> dict[str, Any] | None:
     """The JSON object of a line; None where it is none."""
     try:
-        row = json.loads(line)
+        return json_object(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) else None

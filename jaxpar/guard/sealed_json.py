@@ -11,6 +11,21 @@ from jaxpar.errors import UserError
 SEAL = "sha256"
 
 
+def json_object(text: str | bytes) -> dict[str, Any]:
+    """The object that a JSON text is.
+
+    Raises:
+      ValueError: it is none; says what it is.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({str(error).splitlines()[0]})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"not a JSON object ({value!r:.80})")
+    return value
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes an object whole or not at all, with a digest of the rest of it."""
     rest = {name: item for name, item in value.items() if name != SEAL}
@@ -25,16 +40,12 @@ def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: there is no such file.
-      UserError: it is no JSON object, or its digest does not match.
+      UserError: it is not a JSON object, or its digest does not match.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = json_object(path.read_bytes())
     except ValueError as error:
-        raise UserError(f"{path} is damaged: it is no JSON ({error}). {remedy}") from (
-            error
-        )
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged: it holds {value!r:.80}. {remedy}")
+        raise UserError(f"{path} is damaged: it is {error}. {remedy}") from error
     seal = value.pop(SEAL, None)
     if seal is not None and seal != _digest(value):
         raise UserError(
