@@ -40,6 +40,7 @@ class AddedTokens(Tokenizer):
             base, texts = base.base, (*base.texts, *texts)
         self.base, self.texts = base, texts
         self.n_plain = base.n_plain
+        self.special = base.pad_id, base.bos_id, base.eos_id
         self._id_of = {
             text.encode(): base.vocab_size + i for i, text in enumerate(texts)
         }

@@ -63,7 +63,10 @@ def batches(
 
 
 class EvalBatches:
-    """Every window once, in order; rows that pad the last batch have weight 0."""
+    """Batches [B, T] with each window once, in order; the settings are as of `batches`.
+
+    Rows that pad the last batch have weight 0.
+    """
 
     def __init__(
         self,
@@ -113,24 +116,7 @@ class EvalBatches:
         return {**row, "weights": np.zeros_like(row["weights"])}
 
 
-def eval_batches(
-    windows: Windows,
-    make_row: MakeRow,
-    *,
-    batch_size: int,
-    placed: Placed,
-    vocab_size: int | None = None,
-    give_up: Callable[[], bool] | None = None,
-) -> EvalBatches:
-    """Batches [B, T] that hold each window once; as above, and with an end."""
-    return EvalBatches(
-        windows,
-        make_row,
-        batch_size=batch_size,
-        placed=placed,
-        vocab_size=vocab_size,
-        give_up=give_up,
-    )
+eval_batches = EvalBatches
 
 
 def _row(

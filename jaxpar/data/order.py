@@ -1,7 +1,7 @@
 """The order of rows: which window is in which row of which step."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -45,18 +45,28 @@ def shuffled(places: np.ndarray, n: int, *key: int) -> np.ndarray:
     again where its result is n or more (cycle walking: Black and Rogaway, 2002).
     """
     half, keys = _half_of(n), _round_keys(key)
-    values = _feistel(places.astype(np.uint64), half, keys)
-    while (outside := values >= n).any():
-        values[outside] = _feistel(values[outside], half, keys)
-    return values.astype(np.int64)
+    return _below(n, lambda values: _feistel(values, half, keys), places)
 
 
 def places_of(windows: np.ndarray, n: int, *key: int) -> np.ndarray:
     """The inverse of `shuffled`: where in the permutation each window stands."""
     half, keys = _half_of(n), _round_keys(key)
-    values = _inverse_feistel(windows.astype(np.uint64), half, keys)
+
+    def back(values: np.ndarray) -> np.ndarray:
+        # A round is its own inverse, but for the exchange of the halves.
+        there = _feistel(_exchanged(values, half), half, keys[::-1])
+        return _exchanged(there, half)
+
+    return _below(n, back, windows)
+
+
+def _below(
+    n: int, permuted: Callable[[np.ndarray], np.ndarray], values: np.ndarray
+) -> np.ndarray:
+    """A permutation of more numbers, as one of those below n: by cycle walking."""
+    values = permuted(values.astype(np.uint64))
     while (outside := values >= n).any():
-        values[outside] = _inverse_feistel(values[outside], half, keys)
+        values[outside] = permuted(values[outside])
     return values.astype(np.int64)
 
 
@@ -118,14 +128,9 @@ def _feistel(values: np.ndarray, half: int, keys: list[np.uint64]) -> np.ndarray
     return (left << bits) | right
 
 
-def _inverse_feistel(
-    values: np.ndarray, half: int, keys: list[np.uint64]
-) -> np.ndarray:
+def _exchanged(values: np.ndarray, half: int) -> np.ndarray:
     bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
-    left, right = values >> bits, values & mask
-    for key in reversed(keys):
-        left, right = right ^ (_mixed(left ^ key) & mask), left
-    return (left << bits) | right
+    return ((values & mask) << bits) | (values >> bits)
 
 
 def _round_keys(key: tuple[int, ...]) -> list[np.uint64]:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxpar import cache
-from jaxpar.data import own_source, token_files, tokenizer, windows
+from jaxpar.data import token_files, tokenizer, windows
 from jaxpar.data.block_checksums import damaged
 from jaxpar.data.stored_tokens import open_token_file, read_meta
 from jaxpar.data.tokenizer import ByteTokenizer, Tokenizer, TokenizerConfig
 from jaxpar.data.windows import Rows, TokenFile, Windows
 from jaxpar.errors import UserError
+from jaxpar.sources import own_source
 from jaxpar.sources.corpus import Corpus, Document, Example, Lazy
 
 EXAMPLES_FORMAT = 1
@@ -42,7 +43,7 @@ def learned(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:
       DataWentBad: the one in the cache has changed since it was learned.
     """
     name = cache.key(
-        config=[type(config).__name__, dataclasses.asdict(config)],
+        config=[type(config).__name__, config.identity()],
         content=corpus.versioned_fingerprint(),
         versions=cache.versions("tokenizers"),
     )
@@ -177,33 +178,63 @@ def _write_documents(
 
     def read(part: str) -> Sequence[Example]:
         documents: Sequence[Document] = corpus.by_part[part]
-        numbers = range(len(documents))
-        return Lazy(
-            numbers,
-            lambda i: Example(
-                own_source.text_of(corpus, part, documents, i, must_be_utf8=utf8)
-            ),
-        )
 
-    with own_source.named(corpus, "its fingerprint"):
-        fingerprint = corpus.versioned_fingerprint()
-    content = cache.key(content=fingerprint, parts=[*corpus.parts])
-    return token_files.write_token_files(
-        corpus.parts, read, tokens, content=content, progress=progress
-    )
+        def document(i: int) -> Example:
+            text = own_source.text_of(corpus, part, documents, i, must_be_utf8=utf8)
+            return Example(text)
+
+        return Lazy(range(len(documents)), document)
+
+    return _write(corpus, read, tokens, progress)
 
 
 def _write_examples(
     corpus: Corpus, tokens: Tokenizer, *, progress: bool
 ) -> pathlib.Path:
-    content = cache.key(
-        content=corpus.versioned_fingerprint(),
-        parts=[*corpus.parts],
-        pairs=EXAMPLES_FORMAT,
-    )
+    return _write(corpus, corpus.examples, tokens, progress, pairs=EXAMPLES_FORMAT)
+
+
+def _write(
+    corpus: Corpus,
+    read: Callable[[str], Sequence[Example]],
+    tokens: Tokenizer,
+    progress: bool,
+    **more: int,
+) -> pathlib.Path:
+    with own_source.named(corpus, "its fingerprint"):
+        fingerprint = corpus.versioned_fingerprint()
+    content = cache.key(content=fingerprint, parts=[*corpus.parts], **more)
     return token_files.write_token_files(
-        corpus.parts, corpus.examples, tokens, content=content, progress=progress
+        corpus.parts, read, tokens, content=content, progress=progress
     )
+
+
+def in_words(description: Mapping[str, Any]) -> str:
+    """How much of a source is to train on and how much is held out, for stderr.
+
+    description: as of Prepared.
+    """
+    train, held = (_sizes(description[part]) for part in ("train", "heldout"))
+    how = description.get("held_out")
+    text = (
+        f"{description['source']}: {train} to train on, {held} held out"
+        f"{f' ({how})' if how else ''}."
+    )
+    if n := description.get("in_both_parts"):
+        text += (
+            f" {n:,} of those held out are also to train on, byte by byte, and flatter "
+            "the held-out loss: remove duplicates from the source."
+        )
+    if held.startswith("1 "):
+        text += " One is held out: its loss says little of others."
+    return text
+
+
+def _sizes(part: Mapping[str, int]) -> str:
+    n = part.get("documents")
+    what = "document" if n is not None else "example"
+    n = part["windows"] if n is None else n
+    return f"{n:,} {what}{'' if n == 1 else 's'} ({part['bytes']:,} bytes)"
 
 
 def _prepared(

@@ -4,14 +4,16 @@ import abc
 import dataclasses
 from typing import Literal
 
-from jaxpar.config import added
-from jaxpar.data import own_source, prepare
+from jaxpar.config import added, require_positive
+from jaxpar.data import prepare
 from jaxpar.data.prepare import Prepared
 from jaxpar.data.tokenizer import Bytes, Tokenizer, TokenizerConfig
 from jaxpar.data.windows import Windows
 from jaxpar.errors import UserError
+from jaxpar.sources import own_source
 from jaxpar.sources.corpus import WHOLE, Corpus
-from jaxpar.sources.registry import find_kind, open_source
+from jaxpar.sources.own_heldout import WithHeldout
+from jaxpar.sources.registry import Spelling, find_kind, open_source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,9 +26,7 @@ class Source(abc.ABC):
     """Rows of a step, on all devices and in all microbatches together."""
 
     def __post_init__(self):
-        for name in ("seq_len", "batch_size"):
-            if (value := getattr(self, name)) < 1:
-                raise UserError(f"{name}={value} must be at least 1.")
+        require_positive(self, "seq_len", "batch_size")
 
     @abc.abstractmethod
     def prepare(
@@ -78,17 +78,20 @@ class DocumentSource(Source):
 class Text(DocumentSource):
     """Plain documents: stdlib, synthetic, files:GLOB or tfds:NAME."""
 
-    source: str = "stdlib"
-    """Documents: stdlib, synthetic, files:GLOB (text, JSON, .parquet), tfds:NAME."""
+    source: Spelling = "stdlib"
+    """Documents: stdlib, synthetic, tfds:NAME, or files:GLOB of text, JSON, .parquet,
+    .csv or .tsv, compressed or not; also a folder, a list, or a saved dataset."""
     text_field: str = added("text")
-    """Field that holds the text of JSON, .parquet and tfds: records; "" reads files as
+    """Field that holds the text of records, where they have fields; "" reads files as
     plain text, whatever they hold."""
+    heldout: Spelling = added("")
+    """Source that is held out, all of it; all of `source` is trained on then."""
 
     def corpus(self) -> Corpus:
-        return open_source(self.source, text_field=self.text_field)
+        return _opened(self)
 
     def fetch(self) -> None:
-        fetch(self.source, text_field=self.text_field)
+        _fetch_all(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +101,9 @@ class Pairs(Source):
     A source without any is read as plain text, as by Text: training continues on it.
     """
 
-    source: str = "stdlib"
-    """Examples: stdlib (functions with docstrings as answers), or files:GLOB of JSON or
-    .parquet with the fields prompt and answer; any other source is plain text."""
+    source: Spelling = "stdlib"
+    """Examples: stdlib (functions with docstrings as answers), or files:GLOB of records
+    with the fields prompt and answer; any other source is plain text."""
     too_long: Literal["refuse", "cut"] = dataclasses.field(
         default="refuse", kw_only=True
     )
@@ -109,6 +112,8 @@ class Pairs(Source):
     text_field: str = added("text")
     """Field that holds the text of records that are not examples; "" reads files as
     plain text, whatever they hold."""
+    heldout: Spelling = added("")
+    """Source that is held out, all of it; all of `source` is trained on then."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -116,7 +121,7 @@ class Pairs(Source):
             raise UserError(f'too_long={self.too_long!r} must be "refuse" or "cut".')
 
     def fetch(self) -> None:
-        fetch(self.source, text_field=self.text_field)
+        _fetch_all(self)
 
     def prepare(
         self, tokenizer: Tokenizer | None = None, *, progress: bool = True
@@ -129,7 +134,7 @@ class Pairs(Source):
         """
         if tokenizer is None:
             raise UserError("Pairs needs the tokenizer of the run that is fine-tuned.")
-        corpus = open_source(self.source, text_field=self.text_field)
+        corpus = _opened(self)
         sizes = {"seq_len": self.seq_len, "batch_size": self.batch_size}
         if corpus.has_examples:
             return prepare.answers(
@@ -139,17 +144,32 @@ class Pairs(Source):
 
 
 def score(
-    source: str, tokenizer: Tokenizer, seq_len: int, *, text_field: str = "text"
+    source: Spelling, tokenizer: Tokenizer, seq_len: int, *, text_field: str = "text"
 ) -> Windows:
     """Windows with all of a source, to be scored; nothing is held out."""
     corpus = open_source(source, text_field=text_field, parts=WHOLE)
     return prepare.everything(corpus, tokenizer, seq_len=seq_len)
 
 
-def fetch(source: str, *, text_field: str = "text") -> None:
+def fetch(source: Spelling, *, text_field: str = "text") -> None:
     """Downloads and prepares the dataset of `tfds:NAME`, if it is not here yet.
 
     Nothing else uses the network; other sources have nothing to fetch.
     """
     kind, name = find_kind(source, text_field=text_field)
     kind.fetch(name)
+
+
+def _opened(data: Text | Pairs) -> Corpus:
+    """The source of some data, together with the one that is held out, if one is."""
+    if not data.heldout:
+        return open_source(data.source, text_field=data.text_field)
+    both = (data.source, data.heldout)
+    return WithHeldout(
+        *(open_source(s, text_field=data.text_field, parts=WHOLE) for s in both)
+    )
+
+
+def _fetch_all(data: Text | Pairs) -> None:
+    for source in filter(None, (data.source, data.heldout)):
+        fetch(source, text_field=data.text_field)

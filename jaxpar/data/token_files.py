@@ -13,11 +13,11 @@ import numpy as np
 from jaxpar import cache
 from jaxpar.data import stored_tokens
 from jaxpar.data.block_checksums import ChecksumWriter
-from jaxpar.data.both_parts import BothParts
 from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.data.windows import Items
 from jaxpar.errors import UserError
 from jaxpar.sources.corpus import Example
+from jaxpar.sources.duplicates import BothParts
 
 FORMAT = 1
 XZ_LIMIT = 100_000_000

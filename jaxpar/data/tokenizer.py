@@ -2,11 +2,12 @@
 
 import abc
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,25 +37,30 @@ class Tokenizer(abc.ABC):
     fingerprint: str
     """A hash of the vocabulary, in hexadecimal."""
 
+    @functools.cached_property
+    def special(self) -> tuple[int, int, int]:
+        """The ids of padding, begin and end of a text; the first ones after n_plain."""
+        return self.n_plain, self.n_plain + 1, self.n_plain + 2
+
     @property
     def vocab_size(self) -> int:
         """All ids, including the special ones."""
-        return self.n_plain + len(SPECIAL)
+        return max(self.n_plain, 1 + max(self.special))
 
     @property
     def pad_id(self) -> int:
         """Pads a row; never scored."""
-        return self.n_plain
+        return self.special[0]
 
     @property
     def bos_id(self) -> int:
         """Begins every document."""
-        return self.n_plain + 1
+        return self.special[1]
 
     @property
     def eos_id(self) -> int:
         """Ends every document."""
-        return self.n_plain + 2
+        return self.special[2]
 
     def encode(self, text: bytes) -> np.ndarray:
         """Plain ids (int32) of UTF-8 text."""
@@ -90,7 +96,7 @@ class ByteTokenizer(Tokenizer):
 
     def save(self, directory: str | pathlib.Path) -> None:
         """One small file, which names the type."""
-        _write_mark(directory, "Bytes", self.fingerprint)
+        write_mark(directory, "Bytes", self.fingerprint)
 
 
 class BPETokenizer(Tokenizer):
@@ -104,15 +110,7 @@ class BPETokenizer(Tokenizer):
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
 
     def encode_many(self, texts: Sequence[bytes]) -> list[np.ndarray]:
-        """Encodes the texts in the library's own threads.
-
-        Raises:
-          UserError: a text is not UTF-8.
-        """
-        encodings = self.model.encode_batch_fast(
-            [utf8(text) for text in texts], add_special_tokens=False
-        )
-        return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+        return encoded(self.model, texts)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The bytes of the ids as UTF-8."""
@@ -125,12 +123,28 @@ class BPETokenizer(Tokenizer):
         pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
         atomic.write_bytes(pathlib.Path(directory, FILE), content)
         digest = hashlib.sha256(content).hexdigest()
-        _write_mark(directory, "BPE", self.fingerprint, file_sha256=digest)
+        write_mark(directory, "BPE", self.fingerprint, file_sha256=digest)
+
+
+def encoded(model: "tokenizers.Tokenizer", texts: Sequence[bytes]) -> list[np.ndarray]:
+    """Ids (int32) of each text, without special ones, in the library's own threads.
+
+    Raises:
+      UserError: a text is not UTF-8.
+    """
+    encodings = model.encode_batch_fast(
+        [utf8(text) for text in texts], add_special_tokens=False
+    )
+    return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig(abc.ABC):
     """How text becomes token ids."""
+
+    def identity(self) -> Any:
+        """What the tokenizer depends on, besides the texts; as JSON can write it."""
+        return dataclasses.asdict(self)
 
     @abc.abstractmethod
     def build(self, texts: Iterable[bytes]) -> Tokenizer:
@@ -191,20 +205,20 @@ def load(directory: str | pathlib.Path) -> Tokenizer:
     try:
         mark = json.loads(pathlib.Path(directory, MARK).read_text())
         name, expected = mark["type"], mark["fingerprint"]
-        if unknown := mark.keys() - {"type", "fingerprint", "file_sha256"}:
+        if unknown := mark.keys() - {"type", "fingerprint", "file_sha256", "special"}:
             raise ValueError(f"it has the unknown keys {sorted(unknown)}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{directory} holds no tokenizer: {MARK} cannot be read ({error})."
         ) from error
-    if name not in _LOADERS:
+    if name not in (loaders := _loaders()):
         raise UserError(
             f"{directory} holds an unknown tokenizer {name!r}; jaxpar knows "
-            f"{[*_LOADERS]}."
+            f"{[*loaders]}."
         )
     if digest := mark.get("file_sha256"):  # Older versions did not write it.
         _check_hash(pathlib.Path(directory, FILE), digest)
-    tokenizer = _LOADERS[name](pathlib.Path(directory))
+    tokenizer = loaders[name](pathlib.Path(directory))
     if tokenizer.fingerprint != expected:
         raise UserError(
             f"{directory}: the tokenizer's hash is {tokenizer.fingerprint[:16]}, but "
@@ -226,10 +240,6 @@ def _check_hash(path: pathlib.Path, sha256: str) -> None:
         )
 
 
-def _load_bytes(directory: pathlib.Path) -> Tokenizer:
-    return ByteTokenizer()
-
-
 def _load_bpe(directory: pathlib.Path) -> Tokenizer:
     import tokenizers
 
@@ -241,18 +251,22 @@ def _load_bpe(directory: pathlib.Path) -> Tokenizer:
         raise UserError(f"{path} is not a tokenizer: {error}.") from error
 
 
-def _load_added(directory: pathlib.Path) -> Tokenizer:
-    from jaxpar.data.added_tokens import load_added  # That module imports this one.
+def _loaders() -> dict[str, Callable[[pathlib.Path], Tokenizer]]:
+    """What loads each type of tokenizer that a MARK may name."""
+    from jaxpar.data import added_tokens, tokenizer_file  # They import this module.
 
-    return load_added(directory)
+    return {
+        "Bytes": lambda directory: ByteTokenizer(),
+        "BPE": _load_bpe,
+        "AddedTokens": added_tokens.load_added,
+        "File": tokenizer_file.load_file,
+    }
 
 
-_LOADERS = {"Bytes": _load_bytes, "BPE": _load_bpe, "AddedTokens": _load_added}
-
-
-def _write_mark(
-    directory: str | pathlib.Path, name: str, fingerprint: str, **more: str
+def write_mark(
+    directory: str | pathlib.Path, name: str, fingerprint: str, **more: Any
 ) -> None:
+    """Writes MARK: the tokenizer's type, its fingerprint, and more."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     mark = {"type": name, "fingerprint": fingerprint, **more}

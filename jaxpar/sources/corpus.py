@@ -151,6 +151,32 @@ def joined(sequences: Sequence[Sequence[T]]) -> Lazy[T]:
     return Lazy(range(sum(len(sequence) for sequence in sequences)), read)
 
 
+def parts_of(
+    splits: Mapping[str, Sequence[T]],
+    parts: tuple[str, ...],
+    source: str,
+    divided: Callable[[Sequence[T]], dict[str, Sequence[T]]],
+) -> dict[str, Sequence[T]]:
+    """The parts of a dataset with splits: `validation` is held out, or else `test`.
+
+    divided: makes both parts of the split `train`, where there is neither.
+
+    Raises:
+      UserError: there is no split `train` to learn from.
+    """
+    if parts == WHOLE:
+        return {WHOLE[0]: joined([*splits.values()])}
+    if "train" not in splits:
+        raise UserError(
+            f"{source} has no examples to learn from: its splits are "
+            f"{sorted(splits)}, and `train` is needed."
+        )
+    for other in ("validation", "test"):
+        if other in splits:
+            return {"train": splits["train"], "heldout": splits[other]}
+    return divided(splits["train"])
+
+
 def split_by_number(documents: Sequence[Document]) -> dict[str, Sequence[Document]]:
     """The parts `train` and `heldout` of documents that have a number but no path.
 

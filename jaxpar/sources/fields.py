@@ -1,4 +1,4 @@
-"""Fields of records, shared by JSON lines, Parquet and TFDS: which holds the text."""
+"""Fields of records, shared by JSON, tables and TFDS: which holds the text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,11 +15,13 @@ def holds_examples(names: Sequence[str]) -> bool:
     return PROMPT in names and ANSWER in names
 
 
-def choose(wanted: str, names: Sequence[str], where: str, others: Sequence[str]) -> str:
+def choose(
+    wanted: str, names: Sequence[str], where: str, others: Sequence[str], more: str = ""
+) -> str:
     """The field that holds the text: the wanted one, else the only one there is.
 
     names: the fields that hold text. where: the file or directory, and others: the
-    rest of the fields, for the message.
+    rest of the fields, for the message, which ends with `more`.
 
     Raises:
       UserError: no such field holds text, and not exactly one other does; or another
@@ -38,7 +40,7 @@ def choose(wanted: str, names: Sequence[str], where: str, others: Sequence[str])
         hint = "Name the field to read with --data.text-field."
     raise UserError(
         f"{where} has no text in a field {wanted!r}; it has text in {list(names)}"
-        f"{f', no text in {list(others)}' if others else ''}. {hint}"
+        f"{f', no text in {list(others)}' if others else ''}. {hint}{more}"
     )
 
 

@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 
 from jaxpar import cache
 from jaxpar.errors import UserError
-from jaxpar.sources import fields, files, split
+from jaxpar.sources import fields, patterns, split
 from jaxpar.sources.corpus import (
-    WHOLE,
     Corpus,
     Document,
     Example,
     Lazy,
     all_numbers_but,
     held_out_numbers,
+    parts_of,
     split_by_number,
 )
 
-FORMAT = 1
+FORMAT, ARROW = 1, ".arrow"
 
 
 class Group(NamedTuple):
@@ -48,6 +48,9 @@ class Columns(NamedTuple):
 class ParquetFiles(Corpus):
     """Files of rows with columns of text, read one row group at a time."""
 
+    hint = ""
+    """More to say where no column of text can be chosen."""
+
     def documents(self) -> Mapping[str, Sequence[Document]]:
         field = self._field
 
@@ -55,8 +58,20 @@ class ParquetFiles(Corpus):
             row, where = self._row(i, (field,))
             return Document(where, fields.text_of(row, field, where))
 
-        every = Lazy(range(self._n_rows), document)
-        return {WHOLE[0]: every} if self.parts == WHOLE else split_by_number(every)
+        splits = {name: Lazy(rows, document) for name, rows in self.splits().items()}
+        return parts_of(splits, self.parts, self.source, split_by_number)
+
+    def find(self) -> list[tuple[str, pathlib.Path]]:
+        """The files with their names, in order."""
+        return sorted(patterns.matching(self.name).items())
+
+    def digests(self) -> list[list[str]]:
+        """The name of each file, and a hash of its content."""
+        return [[name, cache.sha256(path)] for name, path in self.paths]
+
+    def splits(self) -> dict[str, Sequence[int]]:
+        """The numbers, over all files, of the rows of each split that has a name."""
+        return {"train": range(self._n_rows)}
 
     @property
     def has_examples(self) -> bool:
@@ -74,17 +89,12 @@ class ParquetFiles(Corpus):
         return Lazy(self._rows[part], example)
 
     def n_records(self, part: str) -> int:
-        return len(self._rows[part])
+        return len(self._rows.get(part, ()))
 
     @functools.cached_property
     def _rows(self) -> dict[str, Sequence[int]]:
         """The rows of each part's examples, by their numbers over all files."""
-        if self.parts == WHOLE:
-            return {WHOLE[0]: range(self._n_rows)}
-        n = self._n_rows
-        # Where the hash chooses none, the last ones: an example is never cut in two.
-        heldout = held_out_numbers(n) or range(n - max(n // split.ONE_IN, 1), n)
-        return {"train": all_numbers_but(heldout, n), "heldout": heldout}
+        return parts_of(self.splits(), self.parts, self.source, _divided)
 
     def fingerprint(self) -> str:
         return cache.key(**self._identity)
@@ -95,31 +105,27 @@ class ParquetFiles(Corpus):
             versions=cache.versions("pyarrow", known=versions),
         )
 
-    @property
+    @functools.cached_property
     def _identity(self) -> dict[str, Any]:
         return {
             "parquet": FORMAT,
             "field": None if self.has_only_examples else self._field,
-            "files": self._digests,
+            "files": self.digests(),
             "parts": self.parts,
         }
 
     @functools.cached_property
-    def _digests(self) -> list[list[str]]:
-        return [[name, cache.sha256(path)] for name, path in self._paths]
+    def paths(self) -> list[tuple[str, pathlib.Path]]:
+        """What `find` returns, called once."""
+        return self.find()
 
     @functools.cached_property
-    def _paths(self) -> list[tuple[str, pathlib.Path]]:
-        return sorted(files.matching(self.name).items())
-
-    @functools.cached_property
-    def _groups(self) -> list[Group]:
+    def groups(self) -> list[Group]:
         """The row groups that have rows."""
         groups, first = [], 0
-        for name, path in self._paths:
-            metadata, first_in_file = _open(path).metadata, 0
-            for number in range(metadata.num_row_groups):
-                n_rows = metadata.row_group(number).num_rows
+        for name, path in self.paths:
+            first_in_file = 0
+            for number, n_rows in enumerate(_open(path).sizes):
                 if n_rows:
                     groups.append(
                         Group(name, path, number, first, first_in_file, n_rows)
@@ -131,12 +137,12 @@ class ParquetFiles(Corpus):
 
     @functools.cached_property
     def _n_rows(self) -> int:
-        return self._groups[-1].first + self._groups[-1].n_rows
+        return self.groups[-1].first + self.groups[-1].n_rows
 
     @functools.cached_property
     def _columns(self) -> list[Columns]:
         """Of every file that has rows: writers do not know an empty column's type."""
-        paths = dict.fromkeys((group.name, group.path) for group in self._groups)
+        paths = dict.fromkeys((group.name, group.path) for group in self.groups)
         return [_columns(name, path) for name, path in paths]
 
     @functools.cached_property
@@ -159,11 +165,11 @@ class ParquetFiles(Corpus):
         first = self._columns[0]
         alike = all({*c.texts} == {*names} for c in self._columns)
         where = first.name if alike else f"{self.source}, in every file,"
-        return fields.choose(wanted, names, where, first.others)
+        return fields.choose(wanted, names, where, first.others, self.hint)
 
     def _row(self, i: int, columns: tuple[str, ...]) -> tuple[dict[str, Any], str]:
         """A row's values in some columns, and where it is."""
-        group = self._groups[bisect.bisect(self._firsts, i) - 1]
+        group = self.groups[bisect.bisect(self._firsts, i) - 1]
         table, k = self._read_group(group, columns), i - group.first
         where = f"{group.name}, row {group.first_in_file + k}"
         try:
@@ -176,7 +182,7 @@ class ParquetFiles(Corpus):
 
     @functools.cached_property
     def _firsts(self) -> list[int]:
-        return [group.first for group in self._groups]
+        return [group.first for group in self.groups]
 
     @functools.cached_property
     def _read_group(self) -> Callable[[Group, tuple[str, ...]], Any]:
@@ -185,7 +191,7 @@ class ParquetFiles(Corpus):
         @functools.lru_cache(maxsize=2)
         def read(group: Group, columns: tuple[str, ...]) -> Any:
             try:
-                return _open(group.path).read_row_group(group.number, [*columns])
+                return _open(group.path).read(group.number, [*columns])
             except Exception as error:  # pyarrow raises its own types and OSError.
                 raise _damaged(group.path, error) from error
 
@@ -193,7 +199,7 @@ class ParquetFiles(Corpus):
 
 
 def _columns(name: str, path: pathlib.Path) -> Columns:
-    schema = _open(path).schema_arrow
+    schema = _open(path).schema
     texts = [column.name for column in schema if _is_text(column.type)]
     return Columns(name, texts, sorted({*schema.names} - {*texts}))
 
@@ -207,20 +213,47 @@ def _is_text(data_type: Any) -> bool:
     return any(check(data_type) for check in checks)
 
 
-def _open(path: pathlib.Path) -> Any:
-    """A pyarrow.parquet.ParquetFile.
+def _divided(rows: Sequence[int]) -> dict[str, Sequence[int]]:
+    """Both parts of examples, by the hash of their numbers."""
+    n = len(rows)
+    # Where the hash chooses none, the last ones: an example is never cut in two.
+    heldout = held_out_numbers(n) or range(n - max(n // split.ONE_IN, 1), n)
+    train, read = all_numbers_but(heldout, n), rows.__getitem__
+    return {"train": Lazy(train, read), "heldout": Lazy(heldout, read)}
+
+
+class Opened(NamedTuple):
+    """A file of rows: its columns, the rows of each group, and how one is read."""
+
+    schema: Any
+    sizes: list[int]
+    read: Callable[[int, list[str]], Any]
+
+
+def _open(path: pathlib.Path) -> Opened:
+    """A file of Parquet, or a stream of Arrow, which is one group.
 
     Raises:
-      UserError: the file is damaged, or is no Parquet.
+      UserError: the file is damaged, or is neither.
     """
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        if path.suffix == ARROW:
+            stream = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
+            table = stream.read_all()
+            read = table.select
+            return Opened(table.schema, [table.num_rows], lambda _, names: read(names))
+        file = pyarrow.parquet.ParquetFile(path)
+        groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+        sizes = [group.num_rows for group in groups]
+        return Opened(file.schema_arrow, sizes, file.read_row_group)
     except Exception as error:  # pyarrow raises its own types and OSError.
         raise _damaged(path, error) from error
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> UserError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(f"{path} cannot be read as Parquet: {reason}")
+    return UserError(
+        f"{path} cannot be read as {path.suffix.lstrip('.').title()}: {reason}"
+    )

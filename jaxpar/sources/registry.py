@@ -5,9 +5,11 @@ import pathlib
 from jaxpar.errors import UserError
 from jaxpar.sources import json_records
 from jaxpar.sources.corpus import TRAIN_AND_HELDOUT, Corpus
-from jaxpar.sources.files import matching, say_once
+from jaxpar.sources.delimited import DelimitedFiles
 from jaxpar.sources.jsonl import JsonLines
 from jaxpar.sources.parquet import ParquetFiles
+from jaxpar.sources.patterns import FILES, matching, say_once
+from jaxpar.sources.saved_dataset import SavedDataset, folder_of
 from jaxpar.sources.stdlib import StandardLibrary
 from jaxpar.sources.synthetic import Synthetic
 from jaxpar.sources.text_files import TextFiles
@@ -22,19 +24,23 @@ SOURCES: dict[str, type[Corpus]] = {
     "files:*.ndjson": JsonLines,
     "files:*.json": JsonLines,
     "files:*.parquet": ParquetFiles,
+    "files:*.csv": DelimitedFiles,
+    "files:*.tsv": DelimitedFiles,
+    "files:*/state.json": SavedDataset,
 }
 """By a word, with a colon where a name follows; files by what their names end in.
 
 A file whose name ends in none of these is read as JSON, too, if it begins with records
 of JSON: with an object on each of its first lines, or with an array of objects.
 """
-FILES = "files:"
+Spelling = str | tuple[str, ...]
+"""A source; several ones of files are one."""
 AS_PLAIN_TEXT = ""
 """As `text_field`: files are read as plain text, whatever their names end in."""
 
 
 def open_source(
-    source: str,
+    source: Spelling,
     *,
     text_field: str = "text",
     parts: tuple[str, ...] = TRAIN_AND_HELDOUT,
@@ -45,15 +51,18 @@ def open_source(
       UserError: there is no such kind, or a glob finds files of several kinds.
     """
     kind, name = find_kind(source, text_field=text_field)
-    return kind(name, source=source, text_field=text_field, parts=parts)
+    return kind(name, source=_one(source), text_field=text_field, parts=parts)
 
 
-def find_kind(source: str, *, text_field: str = "text") -> tuple[type[Corpus], str]:
+def find_kind(
+    source: Spelling, *, text_field: str = "text"
+) -> tuple[type[Corpus], str]:
     """The class of a source, and what follows the kind's word.
 
     Raises:
       UserError: there is no such kind, or a glob finds files of several kinds.
     """
+    source = _one(source)
     word, colon, name = source.partition(":")
     key = word + colon
     if key not in SOURCES or bool(colon) != bool(name):
@@ -66,14 +75,18 @@ def find_kind(source: str, *, text_field: str = "text") -> tuple[type[Corpus], s
     return SOURCES[key], name
 
 
-def named_as_records(source: str) -> bool:
-    """Whether files were read as records in format 2 of config.json, by their names.
+def named_as_records(source: str, number: int = 2) -> bool:
+    """Whether an older format of config.json read files as today, by their names.
+
+    Format 2 knew records by .jsonl and .parquet alone; format 3 knew no .csv and .tsv.
 
     Raises:
       UserError: there are no such files.
     """
-    suffixes = {path.suffix.lower() for path in matching(source[len(FILES) :]).values()}
-    return not suffixes.isdisjoint((".jsonl", ".parquet"))
+    suffixes = {_suffix(name) for name in matching(source[len(FILES) :])}
+    if number == 2:
+        return not suffixes.isdisjoint((".jsonl", ".parquet"))
+    return suffixes.isdisjoint((".csv", ".tsv"))
 
 
 def _kind_of_files(source: str, pattern: str) -> type[Corpus]:
@@ -82,11 +95,14 @@ def _kind_of_files(source: str, pattern: str) -> type[Corpus]:
     Raises:
       UserError: they have several kinds.
     """
+    if folder_of(pattern):
+        return SavedDataset
     first_files: dict[type[Corpus], str] = {}
     unnamed = None
     for name, path in sorted(matching(pattern).items()):
-        kind = SOURCES.get(f"{FILES}*{path.suffix.lower()}") or _kind_by_content(path)
-        if kind is JsonLines and f"{FILES}*{path.suffix.lower()}" not in SOURCES:
+        kind = SOURCES.get(f"{FILES}*{_suffix(name)}")
+        is_named, kind = bool(kind), kind or _kind_by_content(path)
+        if kind is JsonLines and not is_named:
             unnamed = unnamed or name
         if kind:
             first_files.setdefault(kind, name)
@@ -115,3 +131,20 @@ def _kind_by_content(path: pathlib.Path) -> type[Corpus] | None:
         return TextFiles
     form = json_records.form_of(path)
     return JsonLines if form in (json_records.LINES, json_records.ARRAY) else TextFiles
+
+
+def _one(source: Spelling) -> str:
+    """A source in one text; of several ones, the list of their files.
+
+    Raises:
+      UserError: one of several is not of files.
+    """
+    if isinstance(source, str):
+        return source
+    if not source or not all(each.startswith(FILES) for each in source):
+        raise UserError(f"{source} must be files: each, such as files:a.txt.")
+    return FILES + ",".join(each.removeprefix(FILES) for each in source)
+
+
+def _suffix(name: str) -> str:
+    return pathlib.PurePath(name).suffix.lower()

@@ -6,15 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxpar import cache
-from jaxpar.errors import UserError
-from jaxpar.sources import files
+from jaxpar.sources import files, patterns
 from jaxpar.sources.corpus import WHOLE, Corpus, Document, Lazy
 
 READERS = ("tensorflow-datasets", "array-record")
-STREAMED_BYTES = 1_000_000_000
-"""Files of more bytes than this, all together, are not copied to TFDS records."""
-LARGE_BYTES = 16_000_000
-"""Nor are they where one has more than this: a record takes several times its size."""
+"""They once wrote the files down before they were read: prepared data is named so."""
 
 
 class TextFiles(Corpus):
@@ -22,13 +18,10 @@ class TextFiles(Corpus):
 
     def find(self) -> dict[str, pathlib.Path]:
         """The files by their names, whose hashes decide what is held out."""
-        return files.matching(self.name)
+        return patterns.matching(self.name)
 
     def documents(self) -> Mapping[str, Sequence[Document]]:
-        sizes = [file.size for file in self.scanned]
-        if sum(sizes) > STREAMED_BYTES or max(sizes) > LARGE_BYTES:
-            return {part: _in_place(pieces) for part, pieces in self.pieces.items()}
-        return _through_records(self.versioned_fingerprint(), self.pieces)
+        return {part: _in_place(pieces) for part, pieces in self.pieces.items()}
 
     def fingerprint(self) -> str:
         return cache.key(**self.identity())
@@ -96,50 +89,3 @@ def _in_place(pieces: Sequence[files.Piece]) -> Lazy[Document]:
         return Document(piece.name, piece.read(), piece.line)
 
     return Lazy(range(len(pieces)), read)
-
-
-def _through_records(
-    fingerprint: str, pieces: dict[str, list[files.Piece]]
-) -> dict[str, Lazy[Document]]:
-    """The documents, read from ArrayRecord files that TFDS writes into the cache."""
-    from jaxpar.sources import records
-
-    path = cache.build_once(
-        cache.root() / "records" / fingerprint,
-        functools.partial(records.write, splits=pieces),
-    )
-    return {
-        part: _records(records.read(path, part), f"{path}, split {part}")
-        for part in pieces
-    }
-
-
-def _records(examples: Sequence[Mapping[str, Any]], place: str) -> Lazy[Document]:
-    def read(i: int) -> Document:
-        example = read_record(examples, i, place)
-        name = as_bytes(example["path"]).decode()
-        return Document(name, as_bytes(example["text"]), int(example["line"]))
-
-    return Lazy(range(len(examples)), read)
-
-
-def read_record(
-    examples: Sequence[Mapping[str, Any]], i: int, place: str
-) -> Mapping[str, Any]:
-    """One example of a TFDS data source; `place` names it in messages.
-
-    Raises:
-      UserError: it cannot be read.
-    """
-    try:
-        return examples[i]
-    except Exception as error:  # The record reader's own types.
-        raise UserError(
-            f"{place}, example {i} cannot be read: {error} Copy the dataset again, or "
-            "delete it and prepare it again."
-        ) from error
-
-
-def as_bytes(text: bytes | str) -> bytes:
-    """A text in UTF-8; TFDS returns bytes or str."""
-    return text.encode() if isinstance(text, str) else bytes(text)

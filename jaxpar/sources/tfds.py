@@ -14,15 +14,7 @@ from typing import Any
 from jaxpar import atomic
 from jaxpar.errors import UserError
 from jaxpar.sources import fields
-from jaxpar.sources.corpus import (
-    WHOLE,
-    Corpus,
-    Document,
-    Lazy,
-    joined,
-    split_by_number,
-)
-from jaxpar.sources.text_files import as_bytes, read_record
+from jaxpar.sources.corpus import Corpus, Document, Lazy, parts_of, split_by_number
 
 NAME = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*(:\d+\.\d+\.\d+)?")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -41,18 +33,7 @@ class PreparedDataset(Corpus):
         fetch(name)
 
     def documents(self) -> Mapping[str, Sequence[Document]]:
-        splits = self._splits
-        if self.parts == WHOLE:
-            return {WHOLE[0]: joined([*splits.values()])}
-        if "train" not in splits:
-            raise UserError(
-                f"{self.source} has no examples to learn from: its splits are "
-                f"{sorted(splits)}, and `train` is needed."
-            )
-        for other in ("validation", "test"):
-            if other in splits:
-                return {"train": splits["train"], "heldout": splits[other]}
-        return split_by_number(splits["train"])
+        return parts_of(self._splits, self.parts, self.source, split_by_number)
 
     def fingerprint(self) -> str:
         """A hash of the files' names, sizes, first and last EDGE_BYTES."""
@@ -87,10 +68,27 @@ class PreparedDataset(Corpus):
         self, split: str, examples: Sequence[Mapping[str, Any]]
     ) -> Lazy[Document]:
         def read(i: int) -> Document:
-            example = read_record(examples, i, f"{self._path}, split {split}")
-            return Document(f"{split}[{i}]", as_bytes(example[self._field]))
+            example = _read_record(examples, i, f"{self._path}, split {split}")
+            return Document(f"{split}[{i}]", bytes(example[self._field]))
 
         return Lazy(range(len(examples)), read)
+
+
+def _read_record(
+    examples: Sequence[Mapping[str, Any]], i: int, place: str
+) -> Mapping[str, Any]:
+    """One example of a TFDS data source; `place` names it in messages.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        return examples[i]
+    except Exception as error:  # The record reader's own types.
+        raise UserError(
+            f"{place}, example {i} cannot be read: {error} Copy the dataset again, or "
+            "delete it and prepare it again."
+        ) from error
 
 
 def directory(name: str) -> pathlib.Path:
@@ -155,14 +153,29 @@ def fetch(name: str) -> pathlib.Path:
     except Exception as error:  # Builders raise whatever their sources do.
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"tfds:{name} could not be prepared: {reason[0]} Check the name and the "
-            "network; builders that use TensorFlow or Beam need "
-            '`pip install "jaxpar[tfds-full]" apache-beam`.'
+            f"tfds:{name} could not be prepared: {reason[0]} {_remedy(name, error)}"
         ) from error
     path = directory(name)
     # TFDS renames its directory when it is complete, but does not wait for the disk.
     atomic.sync_tree(path)
     return path
+
+
+def _remedy(name: str, error: Exception) -> str:
+    """What to do about an error of a builder: what to install, where that is it."""
+    missing = (getattr(error, "name", None) or "").partition(".")[0]
+    if missing == "apache_beam":
+        return (
+            "Apache Beam needs an older NumPy than jaxpar: in an environment of its "
+            "own, `pip install tensorflow-datasets apache-beam importlib_resources`, "
+            f"then `tfds build {name} --file_format=array_record "
+            f"--data_dir={data_dir()}`."
+        )
+    if "tensorflow" in (missing, str(error).lower().partition(" has not been ")[0]):
+        return 'Its builder needs TensorFlow: `pip install "jaxpar[tfds-full]"`.'
+    if isinstance(error, ModuleNotFoundError):
+        return f"Its builder needs it: `pip install {missing}`."
+    return "Check the name and the network."
 
 
 def open_splits(path: pathlib.Path) -> Mapping[str, Sequence[Mapping[str, Any]]]:

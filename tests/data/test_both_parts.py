@@ -2,10 +2,11 @@
 
 import pytest
 
-from jaxpar.data.both_parts import BothParts, in_words
+from jaxpar.data.prepare import in_words
 from jaxpar.data.source import Pairs, Text
 from jaxpar.data.tokenizer import ByteTokenizer
 from jaxpar.sources.corpus import Example, Lazy
+from jaxpar.sources.duplicates import BothParts
 
 SIZES = {"seq_len": 16, "batch_size": 2}
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from jaxpar.data import own_source
 from jaxpar.errors import UserError
+from jaxpar.sources import own_source
 from jaxpar.sources.corpus import Corpus, Document, Lazy
 
 

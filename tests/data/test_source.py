@@ -18,7 +18,7 @@ from jaxpar.data.source import DocumentSource, Pairs, Text, score
 from jaxpar.data.task import causal
 from jaxpar.data.tokenizer import BPE, Bytes, ByteTokenizer
 from jaxpar.errors import DataWentBad, UserError
-from jaxpar.sources import split, stdlib, text_files
+from jaxpar.sources import split, stdlib
 from jaxpar.sources.corpus import (
     Corpus,
     Document,
@@ -137,15 +137,6 @@ def test_scoring_a_text_shorter_than_a_window_pads_it(tmp_path):
     (tmp_path / "a.txt").write_text("short")
     windows = score(f"files:{tmp_path}/a.txt", ByteTokenizer(), 32)
     assert (len(windows), windows.n_bytes, windows.n_tokens) == (1, 5, 6)
-
-
-def test_files_above_the_limit_are_read_in_place(folder, monkeypatch):
-    through_records = Text(f"files:{folder}/*.txt", **SIZES).prepare()
-    monkeypatch.setattr(text_files, "STREAMED_BYTES", 0)
-    monkeypatch.setattr(text_files, "_through_records", None)
-    monkeypatch.setenv("JAXPAR_CACHE", str(folder / "another"))
-    in_place = Text(f"files:{folder}/*.txt", **SIZES).prepare()
-    assert texts(in_place.train) == texts(through_records.train)
 
 
 def test_a_long_text_is_cut_between_characters_and_loses_nothing(monkeypatch):

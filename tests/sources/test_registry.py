@@ -6,9 +6,11 @@ from jaxpar.data.source import Pairs, Text, fetch
 from jaxpar.data.tokenizer import ByteTokenizer
 from jaxpar.errors import UserError
 from jaxpar.sources.corpus import Corpus
+from jaxpar.sources.delimited import DelimitedFiles
 from jaxpar.sources.jsonl import JsonLines
 from jaxpar.sources.parquet import ParquetFiles
 from jaxpar.sources.registry import SOURCES, find_kind, open_source
+from jaxpar.sources.saved_dataset import SavedDataset
 from jaxpar.sources.stdlib import StandardLibrary
 from jaxpar.sources.synthetic import Synthetic
 from jaxpar.sources.text_files import TextFiles
@@ -29,6 +31,7 @@ def mixed(tmp_path):
 def test_every_kind_is_one_class_of_the_table():
     assert set(SOURCES.values()) == {
         StandardLibrary, Synthetic, PreparedDataset, TextFiles, JsonLines, ParquetFiles,
+        DelimitedFiles, SavedDataset,
     }  # fmt: skip
     assert all(issubclass(kind, Corpus) for kind in SOURCES.values())
 

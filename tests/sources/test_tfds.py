@@ -1,8 +1,10 @@
 """Prepared TFDS datasets are opened by name, and never run anyone's code."""
 
 import json
+import pathlib
 import sys
 import time
+import tomllib
 
 import pytest
 
@@ -162,3 +164,33 @@ def test_fetching_looks_at_no_network_where_the_dataset_is_here(home):
 def test_fetching_a_name_that_tfds_does_not_know_is_refused(home):
     with pytest.raises(UserError, match="could not be prepared"):
         fetch("tfds:no_such_dataset_at_all")
+
+
+@pytest.mark.parametrize(
+    "error, remedy",
+    [
+        (ModuleNotFoundError(name="apache_beam.io"), "in an environment of its own"),
+        (ModuleNotFoundError(name="tensorflow"), r"jaxpar\[tfds-full\]"),
+        (ImportError("Tensorflow has not been installed."), r"jaxpar\[tfds-full\]"),
+        (ModuleNotFoundError(name="bs4"), "`pip install bs4`"),
+        (ConnectionError("no route"), "Check the name and the network"),
+    ],
+)
+def test_what_a_builder_misses_is_named_with_what_brings_it(
+    home, monkeypatch, error, remedy
+):
+    import tensorflow_datasets as tfds
+
+    def builder(*_, **__):
+        raise error
+
+    monkeypatch.setattr(tfds, "builder", builder)
+    with pytest.raises(UserError, match=remedy):
+        fetch("tfds:lm1b")
+
+
+def test_tfds_itself_has_all_that_it_needs_to_fetch():
+    """It does not declare `importlib_resources`, which every download needs."""
+    text = pathlib.Path("pyproject.toml").read_text()
+    dependencies = tomllib.loads(text)["project"]["dependencies"]
+    assert any(each.startswith("importlib_resources") for each in dependencies)

@@ -1,12 +1,12 @@
 """Errors of a source from outside the package, with the source and the record."""
 
-import codecs
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxpar.errors import JaxparError, UserError
 from jaxpar.sources.corpus import Corpus, Document
+from jaxpar.sources.files import fault_of_utf8
 
 BLOCK_BYTES = 1 << 20
 
@@ -72,13 +72,5 @@ def _fault_of_utf8(text: bytes) -> int | None:
 
     It is decoded in blocks, so that a long text takes no multiple of its size.
     """
-    decoder, checked = codecs.getincrementaldecoder("utf-8")(), 0
-    try:
-        for start in range(0, len(text) or 1, BLOCK_BYTES):
-            is_last = start + BLOCK_BYTES >= len(text)
-            decoder.decode(text[start : start + BLOCK_BYTES], final=is_last)
-            # The decoder keeps the bytes of a character that a block cuts.
-            checked = start + BLOCK_BYTES - len(decoder.getstate()[0])
-    except UnicodeDecodeError as error:
-        return checked + error.start
-    return None
+    starts = range(0, len(text), BLOCK_BYTES)
+    return fault_of_utf8(text[start : start + BLOCK_BYTES] for start in starts)

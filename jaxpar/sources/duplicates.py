@@ -1,8 +1,7 @@
-"""What is held out, in words, and which of it is also to train on."""
+"""How much of what is held out is also to train on."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -49,28 +48,3 @@ def _hash(item: Example) -> int:
     digest.update(len(item.prompt).to_bytes(8, "big"))
     digest.update(item.answer)
     return int.from_bytes(digest.digest(), "big")
-
-
-def in_words(description: Mapping[str, Any]) -> str:
-    """How much of a source is to train on and how much is held out, for stderr.
-
-    description: as of Prepared.
-    """
-    train, held = (_sizes(description[part]) for part in ("train", "heldout"))
-    how = description.get("held_out")
-    text = (
-        f"{description['source']}: {train} to train on, {held} held out"
-        f"{f' ({how})' if how else ''}."
-    )
-    if n := description.get("in_both_parts"):
-        text += (
-            f" {n:,} of those held out are also to train on, byte by byte, and flatter "
-            "the held-out loss: remove duplicates from the source."
-        )
-    return text
-
-
-def _sizes(part: Mapping[str, int]) -> str:
-    n = part.get("documents")
-    what = "documents" if n is not None else "examples"
-    return f"{part['windows'] if n is None else n:,} {what} ({part['bytes']:,} bytes)"

@@ -1,0 +1,108 @@
+"""Compressed files, which are unpacked once into the cache."""
+
+import bz2
+import functools
+import lzma
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO
+
+from jaxpar import cache
+from jaxpar.errors import UserError
+
+BLOCK_BYTES = 1 << 16
+
+
+def _zstd() -> Any:
+    try:
+        from compression import zstd  # pyright: ignore[reportMissingImports]  # 3.14
+
+        return zstd.ZstdDecompressor()
+    except ModuleNotFoundError:
+        import zstandard
+
+        return zstandard.ZstdDecompressor().decompressobj()
+
+
+DECOMPRESSORS: dict[str, tuple[bytes, Callable[[], Any]]] = {
+    ".gz": (b"\x1f\x8b\x08", lambda: zlib.decompressobj(31)),
+    ".zst": (b"\x28\xb5\x2f\xfd", _zstd),
+    ".xz": (b"\xfd7zXZ\x00", lzma.LZMADecompressor),
+    ".bz2": (b"BZh91AY&SY", bz2.BZ2Decompressor),
+}
+"""By suffix, the first bytes of such a file, and what makes a reader of one frame."""
+
+
+def unpacked(paths: Mapping[str, pathlib.Path]) -> dict[str, pathlib.Path]:
+    """The files by their names, with what compressed ones hold in their place.
+
+    Its name has no suffix of compression, so that it is the same data as before.
+
+    Raises:
+      UserError: one is damaged, its library is missing, or its content has a name that
+        another file has, too.
+    """
+    found: dict[str, pathlib.Path] = {}
+    for name, path in paths.items():
+        if suffix := _compressed_as(path):
+            stat, is_named = path.stat(), name.lower().endswith(suffix)
+            name = name[: -len(suffix)] if is_named else name
+            path = _unpacked(path.absolute(), suffix, stat.st_size, stat.st_mtime_ns)
+        if name in found:
+            raise UserError(
+                f"{name} is found twice, at least once of them compressed; name one."
+            )
+        found[name] = path
+    return found
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _unpacked(path: pathlib.Path, suffix: str, *changes: int) -> pathlib.Path:
+    """What a file unpacks to; `changes` are numbers that another content changes."""
+    name = path.stem if path.name.lower().endswith(suffix) else path.name
+    key = cache.key(unpacked=1, name=name, content=cache.sha256(path))
+
+    def build(directory: pathlib.Path) -> None:
+        try:
+            with open(path, "rb") as source, open(directory / name, "wb") as target:
+                target.writelines(_blocks(source, DECOMPRESSORS[suffix][1]))
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"{path} is compressed by zstd, which this Python cannot read: "
+                'pip install "jaxpar[zstd]" (or: pip install zstandard).'
+            ) from error
+        except Exception as error:  # Each library has errors of its own.
+            raise UserError(
+                f"{path} cannot be unpacked as {suffix} ({error}); copy it again."
+            ) from error
+
+    return cache.build_once(cache.root() / "unpacked" / key, build) / name
+
+
+def _blocks(file: BinaryIO, new: Callable[[], Any]) -> Iterator[bytes]:
+    """The content of all frames of a file, one after another."""
+    frame, is_open = new(), True
+    while block := file.read(BLOCK_BYTES):
+        while block:
+            frame, is_open = (frame if is_open else new()), True
+            yield frame.decompress(block)
+            block = b""
+            if frame.eof:
+                block, is_open = frame.unused_data, False
+    if is_open:
+        raise EOFError("it ends too early")
+
+
+def _compressed_as(path: pathlib.Path) -> str | None:
+    """A suffix of DECOMPRESSORS, by a file's own or by its first bytes."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError:  # Whoever reads the file says what is wrong.
+        return None
+    if head and path.suffix.lower() in DECOMPRESSORS:
+        return path.suffix.lower()
+    return next(
+        (s for s, (magic, _) in DECOMPRESSORS.items() if head.startswith(magic)), None
+    )

@@ -1,0 +1,167 @@
+"""What follows `files:`, looked up: globs and folders, in lists and in braces."""
+
+import contextvars
+import functools
+import glob
+import itertools
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterable
+
+from jaxpar.errors import UserError
+from jaxpar.sources import compressed
+
+FILES = "files:"
+BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
+BESIDE: contextvars.ContextVar[pathlib.Path | None] = contextvars.ContextVar(
+    "folder of the experiment's file", default=None
+)
+"""Where relative paths are looked up that find nothing in the working directory."""
+
+
+def matching(spelling: str) -> dict[str, pathlib.Path]:
+    """The files that globs find, by their paths from the first wildcard on.
+
+    A folder means all files below it. A comma separates patterns, and braces hold what
+    may stand at a place; names begin where the patterns' folders part. A file that
+    links lead to under several names has one: that without a link, else the first in
+    order. Where a file is compressed, what it unpacks to is in its place.
+
+    Raises:
+      UserError: a pattern finds none, or other ones beside the experiment's file than
+        in the working directory; it is a URL, or a path is not UTF-8.
+    """
+    if "://" in spelling:
+        raise UserError(
+            f"files:{spelling} is not a local path; copy the files here, "
+            "or mount them, and name them by a path."
+        )
+    # A comma or a brace may be part of a name, too.
+    whole = _root(spelling) is not None
+    found = [*map(_found, [spelling] if whole else spelled_out(spelling))]
+    common = os.path.commonpath([os.path.abspath(top) for top, _ in found])
+    by_name = {}
+    for top, paths in found:
+        below = pathlib.Path(os.path.relpath(os.path.abspath(top), common))
+        by_name |= {(below / name).as_posix(): path for name, path in paths.items()}
+    return compressed.unpacked(_each_once(by_name, os.path.realpath(common)))
+
+
+def spelled_out(text: str) -> list[str]:
+    """The patterns of a list, without braces.
+
+    >>> spelled_out("{a,b}/*.txt, c{,2}.txt")
+    ['a/*.txt', 'c.txt', 'c2.txt', 'b/*.txt']
+    """
+    if match := BRACES.search(text):
+        before, after = text[: match.start()], text[match.end() :]
+        each = (spelled_out(before + part + after) for part in match[1].split(","))
+        parts = [*itertools.chain.from_iterable(each)]
+    else:
+        parts = [part.strip().removeprefix(FILES) for part in text.split(",")]
+    return [*dict.fromkeys(filter(None, parts))]
+
+
+def located(path: str) -> pathlib.Path | None:
+    """A path in the working directory, else beside the experiment's file.
+
+    None where neither has it.
+
+    Raises:
+      UserError: both have it, and they are not the same.
+    """
+    root = _root(path)
+    return None if root is None else root / pathlib.Path(path).expanduser()
+
+
+def _root(pattern: str) -> pathlib.Path | None:
+    """The folder from which a pattern finds anything; see `located`."""
+    pattern, roots = os.path.expanduser(pattern), [pathlib.Path()]
+    if (beside := BESIDE.get()) and not os.path.isabs(pattern):
+        roots.append(beside)
+    found = [root for root in roots if any(True for _ in _hits(pattern, root))]
+    if len(found) > 1:
+        here, there = ({*map(os.path.realpath, _hits(pattern, r))} for r in roots)
+        if here != there:
+            raise UserError(
+                f"{pattern} finds {min(here)} from the working directory and "
+                f"{min(there)} beside the experiment's file; write the whole path."
+            )
+    return found[0] if found else None
+
+
+def _hits(pattern: str, root: pathlib.Path) -> Iterable[pathlib.Path]:
+    if os.path.exists(root / pattern):
+        return [root / pattern]
+    found = glob.iglob(pattern, root_dir=root, recursive=True)
+    return (root / path for path in found)
+
+
+def _found(pattern: str) -> tuple[pathlib.Path, dict[str, pathlib.Path]]:
+    """The folders before a pattern's wildcards, and below them the files it finds."""
+    root = _root(pattern) or pathlib.Path()
+    wanted = os.path.expanduser(pattern)
+    if os.path.isdir(root / wanted) and not glob.has_magic(wanted):
+        wanted = os.path.join(wanted, "**", "*")
+    paths = [*map(pathlib.Path, glob.glob(wanted, root_dir=root, recursive=True))]
+    paths = [path for path in paths if (root / path).is_file()]
+    if not paths:
+        beside = BESIDE.get()
+        raise UserError(
+            f"files:{pattern} matches no file (from {pathlib.Path.cwd()}"
+            f"{f', or from {beside}' if beside else ''}); quote the pattern, and use "
+            "** to look into folders."
+        )
+    for path in paths:
+        _refuse_odd_name(path)
+    top = _before_wildcards(wanted)
+    return root / top, {p.relative_to(top).as_posix(): root / p for p in paths}
+
+
+def _each_once(
+    paths: dict[str, pathlib.Path], real_top: str
+) -> dict[str, pathlib.Path]:
+    """The paths without those that lead to a file that is there already."""
+    names: dict[str, str] = {}
+    for name, path in sorted(paths.items()):
+        real = os.path.realpath(path)
+        if real not in names or os.path.join(real_top, name) == real:
+            names[real] = name
+    if len(names) == len(paths):
+        return paths
+    kept = set(names.values())
+    example = next(path for name, path in paths.items() if name not in kept)
+    say_once(
+        f"{len(paths) - len(names)} of {len(paths)} paths are links to files that are "
+        f"found under another name, too, such as {example}; each file is read once."
+    )
+    return {name: path for name, path in paths.items() if name in kept}
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """A line on stderr, unless this process has printed it before."""
+    print(text, file=sys.stderr)
+
+
+def _refuse_odd_name(path: pathlib.Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"The file name {os.fsencode(path)!r} is not UTF-8, in which names are "
+            "hashed and shown; rename the file, for example with "
+            "convmv -f LATIN1 -t UTF-8."
+        ) from error
+
+
+def _before_wildcards(pattern: str) -> pathlib.Path:
+    """The folders of a glob up to its first part with a wildcard."""
+    fixed = []
+    for part in pathlib.Path(pattern).parts[:-1]:
+        if glob.has_magic(part):
+            break
+        fixed.append(part)
+    return pathlib.Path(*fixed)
