@@ -2,7 +2,9 @@
 
 Words say where an axis lives: `param(embed=D, mlp=F)`, `constrain(x, "batch", "seq",
 "embed")`. Letters say shape: `dense("BTD,DF->BTF", x, w)`, `Float[Array, "B T D"]`,
-`gate_BTF`.
+`gate_BTF`. A name of one's own ends in an underscore: no layout splits such an axis.
+`param(mlp=F, state_=16)` is a table of a state space model, `param(embed=D, embed_=D)`
+a square matrix; in `dense`, a letter that is not below stands for such an axis.
 """
 
 LETTERS = {
@@ -22,3 +24,12 @@ LETTERS = {
 }
 NAMES = tuple(LETTERS)
 NAME_OF = {letter: name for name, letter in LETTERS.items()}
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is one of a model's own, which no layout splits.
+
+    >>> is_own("state_"), is_own("embed"), is_own("_")
+    (True, False, False)
+    """
+    return name.endswith("_") and name.strip("_").isidentifier()

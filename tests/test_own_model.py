@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from jaxpar.cli import main
 
 OWN = str(Path(__file__).parent / "outside" / "own_model.py")
@@ -26,6 +28,16 @@ def test_ones_own_model_is_trained_resumed_evaluated_and_generated_from(
     ids = ["--token-ids", "1,2,3", "--max-new-tokens", "5", "--temperature", "0"]
     assert main(["generate", run, *opening, *ids]) == 0
     assert len(said(capsys)["tokens"]) == 5
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "show", "verify"])
+def test_a_running_mean_is_refused_rows_in_zigzag_order(verb, tmp_path, capsys):
+    where = ["--run-dir", str(tmp_path)] if verb == "pretrain" else []
+    assert main([verb, OWN, "--layout", "ring=4", *where]) == 2
+    said = capsys.readouterr().err
+    assert "BagConfig: layout ring=4 splits rows in zigzag order" in said
+    assert "in_order" in said and "ulysses" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_of_classes_unknown_here_says_how_to_name_them(tmp_path, capsys):

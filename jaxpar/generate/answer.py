@@ -34,8 +34,8 @@ def main(
     """Continues prompts, or one prompt of token ids, with a run's model.
 
     Returns {"step", "tokens", "text"}, where tokens and text are lists of answers if
-    there are several prompts. stream: write a single answer to the terminal while it
-    is generated. The other arguments are those of `open_run`.
+    there are several prompts. stream: write a single prompt to the terminal, and its
+    answer while it is generated. The other arguments are those of `open_run`.
     """
     how = how or Sampling()
     opened = open_run(
@@ -61,8 +61,8 @@ def answer(
 ) -> tuple[list[list[int]], list[str]]:
     """The token ids that continue each prompt, up to the end of text, and their text.
 
-    stream: write the answer to the terminal while it is generated, if there is only
-    one.
+    stream: if there is only one prompt, write it to the terminal, and its answer while
+    that is generated.
     """
     tokenizer = opened.tokenizer
     rows = [
@@ -84,6 +84,8 @@ def answer(
             file=sys.stderr,
         )
     printer = _Printer(tokenizer) if stream and len(rows) == 1 else None
+    if printer:
+        print(quoted(prompts[0]), flush=True)
     answers = sample(rows, stop_id=tokenizer.eos_id, on_tokens=printer)
     if printer:
         printer.end()
@@ -118,6 +120,11 @@ def logits(
             f"Token ids of shape {shape}; they must be rows of at most {limit} tokens."
         )
     return logits_of(opened.recipe, opened.placed, opened.params, tokens)
+
+
+def quoted(prompt: str) -> str:
+    """A prompt as it stands above its answer: each of its lines behind a `>`."""
+    return "\n".join(f"> {line}" for line in prompt.splitlines())
 
 
 class _Printer:

@@ -1,6 +1,7 @@
 """Decoding: sampling tokens with a sharded key/value cache (prefill, then decode)."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxpar.errors import UserError
 from jaxpar.generate.logits import TokenRows, require_in_vocabulary
-from jaxpar.models.base import Model
+from jaxpar.models.base import CachingModel, Model
 from jaxpar.nn.places import NO_DOCUMENT, Places
 from jaxpar.partition.layout import Placed
 from jaxpar.partition.sharding import use_layout
@@ -111,7 +112,7 @@ class Generator:
 
             return run
 
-        def prefill(model: Model, tokens, where: Places, cache_length, keys):
+        def prefill(model: CachingModel, tokens, where: Places, cache_length, keys):
             cache = model.cache(tokens.shape[0], cache_length)
             x, aux = model(tokens, where, cache=cache)
             logits = model.unembed(x[:, -1:])[:, 0]
@@ -131,12 +132,7 @@ class Generator:
         self._prefill = jax.jit(with_model(prefill), static_argnums=3)
         self._decode = jax.jit(with_model(decode), donate_argnums=1)
         self._recompute = jax.jit(with_model(recompute))
-        with use_layout(placed, recipe.precision):
-            cache = jax.eval_shape(
-                lambda params: recipe.merge(anatomy, params).cache(1, 1),
-                anatomy.shapes,
-            )
-        self.has_cache = cache is not None
+        self.has_cache = recipe.model.has_cache
 
     def __call__(
         self,
@@ -147,8 +143,10 @@ class Generator:
     ) -> list[list[int]]:
         """New token ids for each prompt of ids, up to `stop_id`, which is left out.
 
-        The batch is padded with copies of the last prompt where the layout does not
-        divide it. on_tokens: called with the ids [number of prompts] of each step.
+        They end at the model's last position; where that is before max_new_tokens, a
+        line on stderr says so. The batch is padded with copies of the last prompt where
+        the layout does not divide it. on_tokens: called with the ids [number of
+        prompts] of each step.
 
         Raises:
           UserError: a prompt is empty, too long for the model's positions, or has an
@@ -158,17 +156,20 @@ class Generator:
         rows = self._padded(prompts)
         keys = _row_keys(self.how.seed, len(rows))
         steps = self._with_cache if self.has_cache else self._without_cache
+        room = self._room(rows)
         answers: list[list[int]] = [[] for _ in range(n_prompts)]
         unfinished = set(range(n_prompts))
-        for token in steps(rows, keys):
+        for token in steps(rows, keys, max(room)):
             ids = np.asarray(jax.device_get(token))[:n_prompts]
             if on_tokens is not None:
                 on_tokens(ids)
             for row in sorted(unfinished):
                 if ids[row] == stop_id:
                     unfinished.discard(row)
-                else:
-                    answers[row].append(int(ids[row]))
+                    continue
+                answers[row].append(int(ids[row]))
+                if len(answers[row]) == room[row]:
+                    unfinished.discard(row)
             if not unfinished:
                 break
         return answers
@@ -179,50 +180,64 @@ class Generator:
         rows = [list(map(int, prompt)) for prompt in prompts]
         if not rows or not all(rows):
             raise UserError("Every prompt needs at least one token.")
-        longest = max(map(len, rows)) + self.how.max_new_tokens
-        if longest > self.limit:
+        if (longest := max(map(len, rows))) >= self.limit:
             raise UserError(
-                f"Prompt and answer take up to {longest} tokens; the model has "
-                f"{self.limit} positions. Shorten the prompt or --max-new-tokens."
+                f"A prompt of {longest} tokens leaves no room for an answer: the model "
+                f"has {self.limit} positions. Shorten the prompt."
             )
         missing = -len(rows) % self.placed.layout.batch_divisor
         return rows + [rows[-1]] * missing
 
+    def _room(self, rows: Sequence[list[int]]) -> list[int]:
+        """How many tokens each prompt gets at most; says so where it is fewer."""
+        asked = self.how.max_new_tokens
+        room = [min(asked, self.limit - len(row)) for row in rows]
+        if (fewest := min(room)) < asked:
+            print(
+                f"The model has {self.limit} positions: answers end there, after "
+                f"{fewest} tokens, not {asked}.",
+                file=sys.stderr,
+            )
+        return room
+
     def _with_cache(
-        self, prompts: Sequence[list[int]], keys: jax.Array
+        self, prompts: Sequence[list[int]], keys: jax.Array, n_new: int
     ) -> Iterator[Int[Array, "B"]]:
         """Yields the ids of each step; the prefill aligns the prompts at their ends."""
         length = -(-max(map(len, prompts)) // self.bucket) * self.bucket
-        total = length + -(-self.how.max_new_tokens // self.bucket) * self.bucket
+        total = length + -(-n_new // self.bucket) * self.bucket
         tokens, positions, segments = _right_aligned(prompts, length)
         where = Places(self._put(positions), self._put(segments))
         cache, token = self._prefill(self.params, self._put(tokens), where, total, keys)
         yield token
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-        for i in range(1, self.how.max_new_tokens):
+        for i in range(1, n_new):
+            # A row that has ended repeats its last position, which nobody reads.
+            last = np.minimum(lengths + (i - 1), self.limit - 1)
             cache, token = self._decode(
-                self.params, cache, token, lengths + (i - 1), keys, np.int32(i)
+                self.params, cache, token, last, keys, np.int32(i)
             )
             yield token
 
     def _without_cache(
-        self, prompts: Sequence[list[int]], keys: jax.Array
+        self, prompts: Sequence[list[int]], keys: jax.Array, n_new: int
     ) -> Iterator[Int[Array, "B"]]:
         """Yields the ids of each step; recomputes the whole prefix for every one."""
-        total = max(map(len, prompts)) + self.how.max_new_tokens
+        total = min(max(map(len, prompts)) + n_new, self.limit)
         tokens = np.zeros((len(prompts), total), np.int32)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = prompt
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         positions = np.broadcast_to(np.arange(total, dtype=np.int32), tokens.shape)
         where = Places(self._put(positions), self._put(np.zeros_like(tokens)))
-        for i in range(self.how.max_new_tokens):
-            last = lengths + (i - 1)
+        for i in range(n_new):
+            last = np.minimum(lengths + (i - 1), total - 1)
             token = self._recompute(
                 self.params, self._put(tokens), where, last, keys, np.int32(i)
             )
             yield token
-            tokens[np.arange(len(prompts)), lengths + i] = np.asarray(token)
+            fits = lengths + i < total
+            tokens[fits, lengths[fits] + i] = np.asarray(token)[fits]
 
     def _put(self, x: np.ndarray) -> jax.Array:
         return jax.device_put(x, self.placed.sharding(("batch", "seq")))

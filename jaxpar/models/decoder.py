@@ -29,6 +29,7 @@ from jaxpar.partition.sharding import constrain, current_precision
 class DecoderConfig(ModelConfig):
     """A decoder-only transformer with pre-norm residual blocks."""
 
+    any_order = has_cache = True
     vocab_size: int
     """Token ids that the model knows."""
     n_layers: int

@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxpar.config import require_positive
+from jaxpar.config import added, require_positive
 from jaxpar.errors import UserError
 from jaxpar.nn.context_parallel import over_seq
 from jaxpar.nn.flash_attention import FlashAttention
@@ -16,6 +16,7 @@ from jaxpar.nn.norm import NoNorm, NormConfig
 from jaxpar.nn.param import constant, fan_in, param
 from jaxpar.nn.places import Places
 from jaxpar.nn.rope import rotate
+from jaxpar.nn.score_bias import NoScoreBias, ScoreBias
 from jaxpar.partition.notes import note
 from jaxpar.partition.sharding import constrain
 
@@ -38,6 +39,10 @@ class AttentionConfig:
     """Base of the rotary frequencies; 0 switches rotary positions off."""
     window: int = 0
     """Tokens that a query sees, itself included; 0 is the whole document."""
+    score_bias: ScoreBias = added(NoScoreBias())
+    """What is added to the scores: nothing, or Alibi."""
+    soft_cap: float = added(0.0)
+    """Scores s become soft_cap x tanh(s / soft_cap) before a bias; 0: they stay."""
 
     def __post_init__(self):
         require_positive(self, "n_heads", "n_kv_heads", "head_dim")
@@ -45,6 +50,8 @@ class AttentionConfig:
             raise UserError(
                 f"window={self.window} must be 0 or more; 0 is the whole document."
             )
+        if not 0 <= self.soft_cap < float("inf"):
+            raise UserError(f"soft_cap={self.soft_cap} must be 0 (none) or more.")
         if self.n_heads % self.n_kv_heads:
             raise UserError(
                 f"n_heads={self.n_heads} is not a multiple of n_kv_heads="
@@ -126,7 +133,11 @@ class Attention(nnx.Module):
                 _write(cache.v, v_BTKH, index.filled),
             )
             k_BTKH, v_BTKH, where_k = cache.k, cache.v, index.where
-        kernel = FlashAttention(config.window)
+        kernel = FlashAttention(
+            config.window,
+            soft_cap=config.soft_cap,
+            bias=config.score_bias.build(config.n_heads),
+        )
         mixed_BTNH = over_seq(kernel, q_BTNH, k_BTKH, v_BTKH, where, where_k)
         out = dense("BTNH,NHD->BTD", note("attn/mixed", mixed_BTNH), self.w_o)
         if config.bias:

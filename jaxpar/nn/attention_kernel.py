@@ -3,7 +3,7 @@
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxpar.nn.places import Places
 
@@ -42,8 +42,12 @@ class Kernel(Protocol):
         v: Float[Array, "B S K H"],
         where: Places,
         where_k: Places,
+        heads: Int[Array, "N"],
     ) -> Partial:
-        """Attention over these keys, in no less than float32."""
+        """Attention over these keys, in no less than float32.
+
+        heads: the numbers of the queries' heads, of which a device may have some.
+        """
         ...
 
     def backward(
@@ -53,6 +57,7 @@ class Kernel(Protocol):
         v: Float[Array, "B S K H"],
         where: Places,
         where_k: Places,
+        heads: Int[Array, "N"],
         result: Partial,
         grad: Float[Array, "B T N H"],
     ) -> Gradients:

@@ -28,7 +28,7 @@ class KeyBlock(NamedTuple):
 
 
 Attend = Callable[..., jax.Array]
-"""(collectives, q, k, v, where, where_k) -> out, on each device's own pieces."""
+"""(collectives, q, k, v, where, where_k, heads) -> out, on each device's own pieces."""
 
 
 def over_seq(
@@ -56,16 +56,17 @@ def over_seq(
         _check_heads(layout, q.shape[2], k.shape[2])
     attend = FORMS[form](kernel)
 
-    def piece(seq: Collectives, q, k, v, where, where_k):
-        return attend(seq, q, k, v, where, where_k).astype(v.dtype)
+    def piece(seq: Collectives, q, k, v, *others):
+        return attend(seq, q, k, v, *others).astype(v.dtype)
 
     whole = local(
         piece,
-        in_axes=(QUERIES, KEYS, KEYS, TOKENS, TOKENS),
+        in_axes=(QUERIES, KEYS, KEYS, TOKENS, TOKENS, ("heads",)),
         out_axes=QUERIES,
         over="seq",
     )
-    return whole(q, k, v, where, where if where_k is None else where_k)
+    where_k = where if where_k is None else where_k
+    return whole(q, k, v, where, where_k, jnp.arange(q.shape[2]))
 
 
 def _check_heads(layout: Layout, *n_heads: int) -> None:
@@ -85,17 +86,17 @@ def _whole(kernel: Kernel) -> Attend:
     """One device has all keys."""
 
     @jax.custom_vjp
-    def run(q, k, v, where, where_k):
-        return forward(q, k, v, where, where_k)[0]
+    def run(*args):
+        return forward(*args)[0]
 
-    def forward(q, k, v, where, where_k):
-        result = _noted(kernel.forward(q, k, v, where, where_k))
-        return result.out, (q, k, v, where, where_k, result)
+    def forward(*args):
+        result = _noted(kernel.forward(*args))
+        return result.out, (args, result)
 
     def backward(residuals, grad):
-        q, k, v, where, where_k, result = residuals
-        grads = kernel.backward(q, k, v, where, where_k, result, grad)
-        return (*_cast_like(grads, (q, k, v)), None, None)
+        args, result = residuals
+        grads = kernel.backward(*args, result=result, grad=grad)
+        return (*_cast_like(grads, args[:3]), None, None, None)
 
     run.defvjp(forward, backward)
     return lambda _, *args: run(*args)
@@ -105,9 +106,9 @@ def _gathered(kernel: Kernel) -> Attend:
     """Every device gathers all keys; their gradients are reduce-scattered."""
     run = _whole(kernel)
 
-    def piece(seq: Collectives, q, k, v, where, where_k):
+    def piece(seq: Collectives, q, k, v, where, where_k, heads):
         k, v = (seq.all_gather(x, axis=1) for x in (k, v))
-        return run(seq, q, k, v, where, _gathered_places(seq, where_k))
+        return run(seq, q, k, v, where, _gathered_places(seq, where_k), heads)
 
     return piece
 
@@ -116,11 +117,13 @@ def _all_to_all(kernel: Kernel) -> Attend:
     """An all-to-all splits heads instead of the sequence; another one undoes it."""
     run = _whole(kernel)
 
-    def piece(seq: Collectives, q, k, v, where, where_k):
+    def piece(seq: Collectives, q, k, v, where, where_k, heads):
         q, k, v = (seq.all_to_all(x, split=2, join=1) for x in (q, k, v))
+        n = q.shape[2]
+        heads = jax.lax.dynamic_slice_in_dim(heads, seq.index() * n, n)
         where = _gathered_places(seq, where)
         where_k = _gathered_places(seq, where_k)
-        out = run(seq, q, k, v, where, where_k)
+        out = run(seq, q, k, v, where, where_k, heads)
         return seq.all_to_all(out, split=1, join=2)
 
     return piece
@@ -133,14 +136,14 @@ def _ring(kernel: Kernel) -> Attend:
     more, so that they end on the device that owns the keys.
     """
 
-    def piece(seq: Collectives, q, k, v, where, where_k):
+    def piece(seq: Collectives, *args):
         @jax.custom_vjp
-        def run(q, k, v, where, where_k):
-            return forward(q, k, v, where, where_k)[0]
+        def run(*args):
+            return forward(*args)[0]
 
-        def forward(q, k, v, where, where_k):
+        def forward(q, k, v, where, where_k, heads):
             def attend(block: KeyBlock) -> Partial:
-                return kernel.forward(q, block.k, block.v, where, block.where)
+                return kernel.forward(q, block.k, block.v, where, block.where, heads)
 
             def next_block(carry, _):
                 block, result = carry
@@ -151,14 +154,14 @@ def _ring(kernel: Kernel) -> Attend:
             first = (block, attend(block))
             (_, result), _ = jax.lax.scan(next_block, first, length=seq.size - 1)
             result = _noted(result)
-            return result.out, (q, k, v, where, where_k, result)
+            return result.out, (q, k, v, where, where_k, heads, result)
 
         def backward(residuals, grad):
-            q, k, v, where, where_k, result = residuals
+            q, k, v, where, where_k, heads, result = residuals
 
             def gradients(block: KeyBlock) -> Gradients:
                 return kernel.backward(
-                    q, block.k, block.v, where, block.where, result, grad
+                    q, block.k, block.v, where, block.where, heads, result, grad
                 )
 
             def next_block(carry, _):
@@ -174,10 +177,10 @@ def _ring(kernel: Kernel) -> Attend:
             first = (block, gradients(block))
             (_, grads), _ = jax.lax.scan(next_block, first, length=seq.size - 1)
             dk, dv = seq.permute((grads.k, grads.v))
-            return (*_cast_like((grads.q, dk, dv), (q, k, v)), None, None)
+            return (*_cast_like((grads.q, dk, dv), (q, k, v)), None, None, None)
 
         run.defvjp(forward, backward)
-        return run(q, k, v, where, where_k)
+        return run(*args)
 
     return piece
 

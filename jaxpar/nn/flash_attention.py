@@ -1,24 +1,19 @@
 """FlashAttention on one device: exact softmax attention, a tile of scores at a time."""
 
 import dataclasses
-import math
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxpar.nn.attention_kernel import Gradients, Partial
 from jaxpar.nn.places import Places
+from jaxpar.nn.score_bias import Bias
+from jaxpar.nn.tiling import tiling_of
 from jaxpar.partition.precision import wide
-
-# Segments of the tokens that fill up a last tile: no query has that of a key.
-PADDED_QUERY = -2
-PADDED_KEY = -3
-
-QueryTiles = Float[Array, "row_tiles query_tiles rows K G tile H"]
-KeyTiles = Float[Array, "row_tiles key_tiles rows K tile H"]
 
 
 class QueryTile(NamedTuple):
@@ -71,6 +66,10 @@ class FlashAttention:
     tile: int = 0
     """Scores that exist at once, at most; 0 is 2**20 on a CPU (they fit in its cache)
     and 2**27 elsewhere."""
+    soft_cap: float = 0.0
+    """Scaled products s become soft_cap x tanh(s / soft_cap); 0: they stay."""
+    bias: Bias | None = None
+    """What is added to them then, by distance and head (jaxpar.nn.score_bias)."""
 
     def forward(
         self,
@@ -79,9 +78,11 @@ class FlashAttention:
         v: Float[Array, "B S K H"],
         where: Places,
         where_k: Places,
+        heads: Int[Array, "N"],
     ) -> Partial:
         """Attention over these keys; output and logsumexp are at least float32."""
-        tiling = self._tiling(q, k)
+        tiling = tiling_of(q, k, self.tile)
+        attend = functools.partial(_attend_tile, self, heads)
 
         def attend_rows(rows):
             queries, keys = rows
@@ -90,7 +91,7 @@ class FlashAttention:
         def attend_queries(queries: QueryTile, keys: KeyTile) -> Partial:
             def attend_keys(running: Running, keys: KeyTile):
                 mask = attention_mask(queries.where, keys.where, self.window)
-                return _if_any(mask, _attend_tile, running, queries.q, keys, mask), None
+                return _if_any(mask, attend, running, queries, keys, mask), None
 
             shape, dtype = queries.q.shape[:-1], wide(queries.q).dtype
             lowest = jnp.finfo(dtype).min
@@ -119,11 +120,13 @@ class FlashAttention:
         v: Float[Array, "B S K H"],
         where: Places,
         where_k: Places,
+        heads: Int[Array, "N"],
         result: Partial,
         grad: Float[Array, "B T N H"],
     ) -> Gradients:
         """Gradients from these keys, at least float32; `result` is over all keys."""
-        tiling = self._tiling(q, k)
+        tiling = tiling_of(q, k, self.tile)
+        add = functools.partial(_add_gradients, self, heads)
         grad = wide(grad)
         inner = jnp.sum(grad * result.out, axis=-1, keepdims=True)
 
@@ -135,7 +138,7 @@ class FlashAttention:
                     queries, dq = tile
                     mask = attention_mask(queries.where, keys.where, self.window)
                     grads = Gradients(dq, *dkv)
-                    grads = _if_any(mask, _add_gradients, grads, queries, keys, mask)
+                    grads = _if_any(mask, add, grads, queries, keys, mask)
                     return (grads.k, grads.v), grads.q
 
                 zeros = jnp.zeros_like(wide(keys.k)), jnp.zeros_like(wide(keys.v))
@@ -152,75 +155,30 @@ class FlashAttention:
         dq, dkv = jax.lax.map(rows_gradients, (queries, keys))
         return Gradients(tiling.join_queries(dq), *map(tiling.join_keys, dkv))
 
-    def _tiling(self, q: jax.Array, k: jax.Array) -> "Tiling":
-        (B, T, N, _), (S, K) = q.shape, k.shape[1:3]
-        tile = self.tile or (2**20 if jax.default_backend() == "cpu" else 2**27)
-        side = max(1, math.isqrt(tile // N))
-        keys = min(S, side if N * T * S > tile else S)
-        queries = min(T, max(1, tile // (N * keys)))
-        most = max(1, tile // (N * queries * keys))
-        rows = max(n for n in range(1, min(B, most) + 1) if B % n == 0)
-        return Tiling(B, T, S, N, K, rows, queries, keys)
+    def products(self, q: jax.Array, k: jax.Array) -> jax.Array:
+        """Scaled and capped products [rows, K, G, T, S] of a tile."""
+        dtype = wide(q).dtype
+        scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=dtype)
+        scores = scores * q.shape[-1] ** -0.5
+        if not self.soft_cap:
+            return scores
+        return self.soft_cap * jnp.tanh(scores / self.soft_cap)
 
-
-@dataclasses.dataclass(frozen=True)
-class Tiling:
-    """How arrays are cut into tiles: `rows` at a time, then queries, then keys.
-
-    Heads come before tokens in a tile: [rows, K, G, T, H] and [rows, K, S, H].
-    """
-
-    B: int
-    T: int
-    S: int
-    N: int
-    K: int
-    rows: int
-    n_queries: int
-    n_keys: int
-
-    def cut_queries(self, x: Float[Array, "B T N H"]) -> QueryTiles:
-        """Tiles of queries, or of anything else that each query and head has."""
-        x = _padded(x, self.n_queries)
-        x = x.reshape(
-            self.B // self.rows, self.rows, -1, self.n_queries,
-            self.K, self.N // self.K, x.shape[-1],
-        )  # fmt: skip
-        return x.transpose(0, 2, 1, 4, 5, 3, 6)
-
-    def join_queries(self, x: QueryTiles) -> Float[Array, "B T N H"]:
-        """The inverse of `cut_queries`."""
-        x = x.transpose(0, 2, 1, 5, 3, 4, 6).reshape(self.B, -1, self.N, x.shape[-1])
-        return x[:, : self.T]
-
-    def cut_keys(self, x: Float[Array, "B S K H"]) -> KeyTiles:
-        """Tiles of keys or values."""
-        x = _padded(x, self.n_keys)
-        shape = self.B // self.rows, self.rows, -1, self.n_keys, self.K
-        x = x.reshape(*shape, x.shape[-1])
-        return x.transpose(0, 2, 1, 4, 3, 5)
-
-    def join_keys(self, x: KeyTiles) -> Float[Array, "B S K H"]:
-        """The inverse of `cut_keys`."""
-        x = x.transpose(0, 2, 1, 4, 3, 5).reshape(self.B, -1, self.K, x.shape[-1])
-        return x[:, : self.S]
-
-    def cut_places(self, where: Places, where_k: Places) -> tuple[Places, Places]:
-        """Places of queries and of keys, cut like them; the padding sees nothing."""
-
-        def cut(x: jax.Array, size: int, fill: int) -> jax.Array:
-            x = _padded(x, size, fill).reshape(self.B // self.rows, self.rows, -1, size)
-            return x.transpose(0, 2, 1, 3)
-
-        where = Places(
-            cut(where.positions, self.n_queries, 0),
-            cut(where.segments, self.n_queries, PADDED_QUERY),
-        )
-        where_k = Places(
-            cut(where_k.positions, self.n_keys, 0),
-            cut(where_k.segments, self.n_keys, PADDED_KEY),
-        )
-        return where, where_k
+    def scores(
+        self,
+        products: jax.Array,
+        mask: jax.Array,
+        where: Places,
+        where_k: Places,
+        heads: jax.Array,
+    ) -> jax.Array:
+        """Products with the bias; -inf where the mask hides a key from a query."""
+        if self.bias is not None:
+            distance = where.positions[:, :, None] - where_k.positions[:, None, :]
+            distance = distance[:, None, None].astype(products.dtype)
+            heads = heads.reshape(1, *products.shape[1:3], 1, 1)
+            products = products + self.bias(distance, heads)
+        return jnp.where(mask[:, None, None], products, -jnp.inf)
 
 
 def attention_mask(
@@ -233,34 +191,23 @@ def attention_mask(
     return mask & (query - key < window) if window else mask
 
 
-def _padded(x: jax.Array, size: int, value: int = 0) -> jax.Array:
-    """The second axis filled up to a multiple of a size."""
-    more = -x.shape[1] % size
-    if not more:
-        return x
-    widths = [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2)
-    return jnp.pad(x, widths, constant_values=value)
-
-
 def _if_any(mask: jax.Array, update: Callable, state: Any, *args: Any) -> Any:
     """update(state, *args), or the state itself where no query sees a key."""
     return jax.lax.cond(jnp.any(mask), lambda: update(state, *args), lambda: state)
 
 
-def _scores(q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
-    """Scaled scores [rows, K, G, T, S]; -inf where a query does not see a key."""
-    dtype = wide(q).dtype
-    scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=dtype)
-    scores = scores * q.shape[-1] ** -0.5
-    return jnp.where(mask[:, None, None], scores, -jnp.inf)
-
-
 def _attend_tile(
-    running: Running, q: jax.Array, keys: KeyTile, mask: jax.Array
+    how: FlashAttention,
+    heads: jax.Array,
+    running: Running,
+    queries: QueryTile,
+    keys: KeyTile,
+    mask: jax.Array,
 ) -> Running:
     """The running softmax with one more tile of keys."""
     out, top, total = running
-    scores = _scores(q, keys.k, mask)
+    products = how.products(queries.q, keys.k)
+    scores = how.scores(products, mask, queries.where, keys.where, heads)
     # Never below the lowest finite number, so that exp gives 0 for what is masked.
     new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
     exp_scores = jnp.exp(scores - new_top[..., None])
@@ -274,12 +221,18 @@ def _attend_tile(
 
 
 def _add_gradients(
-    grads: Gradients, queries: QueryGradientTile, keys: KeyTile, mask: jax.Array
+    how: FlashAttention,
+    heads: jax.Array,
+    grads: Gradients,
+    queries: QueryGradientTile,
+    keys: KeyTile,
+    mask: jax.Array,
 ) -> Gradients:
     """The gradients with what one tile of scores adds."""
-    (dq, dk, dv), (q, grad, lse, inner, _), (k, v, _) = grads, queries, keys
+    (dq, dk, dv), (q, grad, lse, inner, where), (k, v, where_k) = grads, queries, keys
     dtype, scale = dq.dtype, q.shape[-1] ** -0.5
-    weights = jnp.exp(_scores(q, k, mask) - lse)
+    products = how.products(q, k)
+    weights = jnp.exp(how.scores(products, mask, where, where_k, heads) - lse)
 
     def product(spec, a, b):
         return jnp.einsum(spec, a, b, preferred_element_type=dtype)
@@ -293,6 +246,8 @@ def _add_gradients(
     narrow = grad.astype(v.dtype)
     dv = dv + key_product(weights.astype(v.dtype), narrow)
     dscores = weights * (product("bkgth,bksh->bkgts", narrow, v) - inner)
+    if how.soft_cap:
+        dscores = dscores * (1 - jnp.square(products / how.soft_cap))
     dscores = dscores.astype(q.dtype)
     dq = dq + product("bkgts,bksh->bkgth", dscores, k) * scale
     dk = dk + key_product(dscores, q) * scale

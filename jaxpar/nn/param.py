@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxpar import axes
 from jaxpar.errors import UserError
+from jaxpar.partition.rules import require_known
 from jaxpar.partition.sharding import current_precision
 
 
@@ -61,12 +61,19 @@ def constant(value: float) -> Init:
 def param(rngs: nnx.Rngs, init: Init, **dims: int) -> nnx.Param:
     """A new parameter; the keywords name its axes and give their sizes, in order.
 
+    Names are those of jaxpar.axes, or one's own with an underscore at their end:
+    `param(rngs, fan_in("embed"), embed=D, embed_=D)` is a square matrix.
+
     Raises:
-      UserError: an axis has a name that jaxpar.axes does not know.
+      UserError: an axis has an unknown name, or fan_in names none of the axes.
     """
-    unknown = sorted(dims.keys() - set(axes.NAMES))
-    if unknown:
-        raise UserError(f"Unknown axis {unknown}; jaxpar.axes knows {axes.NAMES}.")
+    require_known(dims)
+    for name in init.fan:
+        if name not in dims:
+            raise UserError(
+                f"fan_in({name!r}) names no axis of this parameter, which has "
+                f"{', '.join(dims) or 'none'}."
+            )
     value = init(rngs.params(), dims, jnp.dtype(current_precision().params))
     # Without eager sharding, a model can be built where there is no mesh.
     return nnx.Param(

@@ -68,6 +68,11 @@ class Layout(Spelled):
         (mesh_axes,) = self.split(("batch",), "computed")
         return math.prod(self.sizes[axis] for axis in mesh_axes)
 
+    @property
+    def reorders_seq(self) -> bool:
+        """Whether a row's tokens stand in another order than their own."""
+        return self.attention in ("context", "ring")
+
     def for_generation(self) -> "Layout":
         """The same mesh with whole rows: the axes that split `seq` split the batch."""
         seq_axes = tuple(axis for axis in self.computed.seq if isinstance(axis, str))
@@ -88,8 +93,9 @@ class Layout(Spelled):
         """
         (mesh_axes,) = self.split(("seq",), "computed")
         pieces = math.prod(self.sizes[axis] for axis in mesh_axes)
-        zigzag = self.attention in ("context", "ring")
-        chunks = math.lcm(2 * self.sizes["context"], pieces) if zigzag else pieces
+        chunks = pieces
+        if self.reorders_seq:
+            chunks = math.lcm(2 * self.sizes["context"], pieces)
         if length % chunks:
             below = length - length % chunks
             raise UserError(
@@ -98,7 +104,7 @@ class Layout(Spelled):
                 f"{below or chunks} and {(below or chunks) + chunks}."
             )
         tokens = np.arange(length)
-        if not zigzag:
+        if not self.reorders_seq:
             return tokens
         halves = tokens.reshape(2, self.sizes["context"], -1)
         from_start, from_end = halves[0], halves[1, ::-1]

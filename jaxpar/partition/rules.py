@@ -1,7 +1,8 @@
 """Sharding rules: which mesh axes split which logical axis."""
 
 import dataclasses
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 from jaxpar import axes
 from jaxpar.errors import UserError
@@ -35,7 +36,8 @@ Rule = tuple[str | IfFree, ...]
 class Rules:
     """The mesh axes that split each logical axis; one field for each axis name.
 
-    A field takes a mesh axis, an `if_free`, or a tuple of them; () does not split.
+    A field takes a mesh axis, an `if_free`, or a tuple of them; () does not split. Axes
+    of a model's own (jaxpar.axes) are never split.
     """
 
     batch: Rule = ()
@@ -121,11 +123,8 @@ class Rules:
     def _rule(self, name: str | None) -> Rule:
         if name is None:
             return ()
-        if name not in axes.NAMES:
-            raise UserError(
-                f"Unknown axis {name!r}; jaxpar.axes knows {', '.join(axes.NAMES)}."
-            )
-        return getattr(self, name)
+        require_known([name])
+        return () if axes.is_own(name) else getattr(self, name)
 
 
 def _use(
@@ -138,3 +137,20 @@ def _use(
             f"{used[axis]!r} and {name!r}; give it to one of them as if_free({axis!r})."
         )
     used[axis] = name
+
+
+def require_known(names: Iterable[str]) -> None:
+    """Refuses names of axes that jaxpar.axes does not know, nor as a model's own.
+
+    Raises:
+      UserError: the first of them, with the nearest known name.
+    """
+    for name in names:
+        if name not in axes.NAMES and not axes.is_own(name):
+            near = difflib.get_close_matches(name, axes.NAMES, 1)
+            raise UserError(
+                f"Unknown axis {name!r}"
+                f"{f'; did you mean {near[0]!r}?' if near else '.'} There are "
+                f"{', '.join(axes.NAMES)}; an axis of your own, which no layout "
+                f"splits, ends in an underscore, as in {name}_."
+            )

@@ -13,6 +13,7 @@ from jaxpar.generate.sampling import Generator, Sampling, choose
 from jaxpar.models import sizes
 from jaxpar.nn.norm import RMSNorm
 from jaxpar.nn.places import Places, one_document_per_row
+from jaxpar.nn.score_bias import Alibi
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.precision import Precision
@@ -28,6 +29,12 @@ LLAMA = dataclasses.replace(
     ),
     windows=(0, 4),
 )  # fmt: skip
+ALIBI = dataclasses.replace(
+    LLAMA,
+    attention=dataclasses.replace(
+        LLAMA.attention, rope_theta=0.0, score_bias=Alibi(), soft_cap=3.0
+    ),
+)
 PROMPTS = [[5, 6, 7, 8, 9], [11, 12], [3] * 9]
 
 
@@ -48,7 +55,7 @@ def answers(model, layout, prompts=PROMPTS, **how):
     return Generator(recipe, placed, params, how=how)(prompts)
 
 
-@pytest.mark.parametrize("model", [GPT, LLAMA], ids=["gpt", "llama"])
+@pytest.mark.parametrize("model", [GPT, LLAMA, ALIBI], ids=["gpt", "llama", "alibi"])
 def test_cached_logits_are_those_of_the_whole_forward_pass(model):
     with jax.enable_x64(True):
         recipe, placed = recipe_of(model, "float64"), place("data=1")
@@ -102,7 +109,7 @@ def test_prompts_may_be_arrays():
 
 def test_without_a_cache_the_tokens_are_the_same(monkeypatch):
     want = answers(GPT, "data=1")
-    monkeypatch.setattr("jaxpar.models.decoder.Decoder.cache", lambda *_: None)
+    monkeypatch.setattr("jaxpar.models.decoder.DecoderConfig.has_cache", False)
     assert answers(GPT, "data=1") == want
 
 
@@ -127,9 +134,25 @@ def test_only_allowed_tokens_are_drawn(how, allowed):
     assert set(np.asarray(drawn).tolist()) == allowed
 
 
-def test_generation_past_the_positions_is_refused():
-    with pytest.raises(ValueError, match="64 positions"):
-        answers(GPT, "data=1", max_new_tokens=60)
+@pytest.mark.parametrize("has_cache", [True, False])
+def test_an_answer_ends_at_the_last_position(monkeypatch, capsys, has_cache):
+    if not has_cache:
+        monkeypatch.setattr("jaxpar.models.decoder.DecoderConfig.has_cache", False)
+    prompts = [[5] * 60, [7] * 62, [11] * 50]
+    short = answers(GPT, "data=1", prompts, max_new_tokens=2)
+    assert capsys.readouterr().err == ""
+    # As many as fit for each prompt, whatever stands beside it; the same first ones.
+    long = answers(GPT, "data=1", prompts, max_new_tokens=12)
+    assert [len(answer) for answer in long] == [4, 2, 12]
+    assert [answer[:2] for answer in long] == short
+    assert long[2:] == answers(GPT, "data=1", prompts[2:], max_new_tokens=12)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "64 positions" in line and "2 tokens, not 12" in line
+
+
+def test_a_prompt_that_leaves_no_position_is_refused():
+    with pytest.raises(UserError, match="prompt of 64 tokens .* 64 positions"):
+        answers(GPT, "data=1", [[5] * 64])
 
 
 def drawn_from(probabilities, **how):

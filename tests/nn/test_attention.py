@@ -9,14 +9,23 @@ from jaxpar.nn.context_parallel import over_seq
 from jaxpar.nn.flash_attention import FlashAttention, attention_mask
 from jaxpar.nn.places import NO_DOCUMENT, Places, one_document_per_row
 from jaxpar.nn.rope import rotate
+from jaxpar.nn.score_bias import Alibi
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.sharding import single_device, use_layout
 
 
-def naive(q, k, v, where, where_k, window=0):
-    """The textbook's attention, with all scores at once; 0 where nothing is seen."""
+def naive(q, k, v, where, where_k, window=0, cap=0.0, rates=None):
+    """The textbook's attention, with all scores at once; 0 where nothing is seen.
+
+    rates: by which the scores of each head sink with the distance.
+    """
     k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("BTNH,BSNH->BNTS", q, k) / q.shape[-1] ** 0.5
+    if cap:
+        scores = cap * jnp.tanh(scores / cap)
+    if rates is not None:
+        distance = where.positions[:, :, None] - where_k.positions[:, None, :]
+        scores = scores - rates.reshape(1, -1, 1, 1) * distance[:, None]
     mask = attention_mask(where, where_k, window)[:, None]
     weights = jax.nn.softmax(scores, axis=-1, where=mask)
     return jnp.einsum("BNTS,BSNH->BTNH", jnp.where(mask, weights, 0), v)
@@ -32,6 +41,11 @@ def random_inputs(B, T, S, N, K):
         jnp.asarray(positions, jnp.int32), jnp.asarray(segments, jnp.int32)
     )
     return q, k, v, Places(*(x[:, S - T :] for x in where_k)), where_k
+
+
+def place(text):
+    layout = Layout.parse(text)
+    return layout.on(jax.devices()[: layout.n_devices])
 
 
 @pytest.mark.parametrize("window, tile", [(0, 1), (3, 40), (0, 440), (3, 2**20)])
@@ -53,6 +67,48 @@ def test_tiles_are_the_textbooks_attention(sizes, window, tile):
         got = jax.jit(jax.value_and_grad(tiled, (0, 1, 2)))(q, k, v)
         for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("cap, biased", [(1.5, False), (0.0, True), (1.5, True)])
+@pytest.mark.parametrize("text", ["data=1", "tensor=2", "ring=2", "tensor=2,ulysses=2"])
+def test_capped_and_biased_scores_are_the_textbooks_on_any_layout(text, cap, biased):
+    placed = place(text)
+    with jax.enable_x64(True):
+        # More heads than key heads, so that a device has some of either.
+        q, k, v, where, _ = random_inputs(2, 16, 16, 8, 4)
+        order = placed.layout.token_numbers(16)
+        rates = 2.0 ** -np.arange(1, 9) if biased else None
+        bias = Alibi().build(8) if biased else None
+        kernel = FlashAttention(window=9, tile=300, soft_cap=cap, bias=bias)
+        change = jnp.cos(jnp.arange(q.size)).reshape(q.shape)
+
+        def split(q, k, v, where, change):
+            return jnp.sum(over_seq(kernel, q, k, v, where) * change)
+
+        def plain(q, k, v):
+            return jnp.sum(naive(q, k, v, where, where, 9, cap, rates) * change)
+
+        @jax.jit
+        def gradients(*args):
+            with use_layout(placed):
+                return jax.value_and_grad(split, (0, 1, 2))(*args)
+
+        args = jax.tree.map(lambda x: x[:, order], (q, k, v, where, change))
+        value, grads = gradients(*jax.device_put(args, placed.replicated))
+        want, wanted = jax.value_and_grad(plain, (0, 1, 2))(q, k, v)
+        np.testing.assert_allclose(value, want, rtol=1e-12)
+        for a, b in zip(wanted, grads, strict=True):
+            np.testing.assert_allclose(a[:, order], b, rtol=1e-12, atol=1e-13)
+
+
+def test_alibis_rates_are_those_of_the_paper():
+    def rates(n):
+        return -Alibi().build(n)(jnp.ones(1), jnp.arange(n))
+
+    np.testing.assert_allclose(rates(8), 2.0 ** -np.arange(1, 9), rtol=1e-6)
+    # Not a power of 2: the rates of 4 heads, then every other one of those of 8.
+    logs = [-2, -4, -6, -8, -1, -3]
+    np.testing.assert_allclose(rates(6), np.exp2(logs), rtol=1e-6)
 
 
 def test_bfloat16_rounds_and_does_no_more():
@@ -77,7 +133,7 @@ def test_bfloat16_rounds_and_does_no_more():
 def test_a_query_that_sees_nothing_gets_nothing():
     q, k, v, where, where_k = random_inputs(2, 3, 5, 2, 2)
     nowhere = Places(where_k.positions, jnp.full((2, 5), NO_DOCUMENT))
-    out, lse = FlashAttention().forward(q, k, v, where, nowhere)
+    out, lse = FlashAttention().forward(q, k, v, where, nowhere, jnp.arange(2))
     assert not out.any() and (lse == jnp.finfo(lse.dtype).min).all()
 
 

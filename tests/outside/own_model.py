@@ -32,7 +32,11 @@ class BagConfig(ModelConfig):
 
 
 class Bag(nnx.Module):
-    """Each token predicts the next one from itself and a running mean."""
+    """Each token predicts the next one from itself and a running mean.
+
+    It walks along the sequence, and says nothing of it: rows in zigzag order are
+    refused to it.
+    """
 
     def __init__(self, config: BagConfig, rngs: nnx.Rngs):
         V, D = config.vocab_size, config.d_embed
@@ -50,9 +54,6 @@ class Bag(nnx.Module):
 
     def unembed(self, x):
         return dense("BTD,DV->BTV", x, self.w_out)
-
-    def cache(self, batch, length):
-        return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -163,11 +163,11 @@ PERMUTE = Collectives.permute
 class Ahead(flash_attention.FlashAttention):
     """On the second piece of the sequence each query sees one key too many."""
 
-    def forward(self, q, k, v, where, where_k):
+    def forward(self, q, k, v, where, where_k, heads):
         with contextlib.suppress(NameError):
             second = jax.lax.axis_index("context") == 1
             where = where._replace(positions=where.positions + second)
-        return super().forward(q, k, v, where, where_k)
+        return super().forward(q, k, v, where, where_k, heads)
 
 
 PLANTED = {

@@ -1,0 +1,74 @@
+"""Rows in order, for layers that walk along the sequence: scan, cumsum, convolution."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Shaped
+
+from jaxpar.errors import UserError
+from jaxpar.partition.sharding import constrain, current_context
+
+
+def in_order(x: Shaped[Array, "B T ..."], *names: str | None) -> jax.Array:
+    """An activation whose rows are whole, with their tokens in order.
+
+    names: of its axes, as `constrain` takes them. Layouts that split the sequence keep
+    it elsewhere: `context` and `ring` in zigzag order. `as_stored` is the way back.
+
+    Where C devices split the sequence, its last axis is split over them instead, in one
+    all-to-all in which each sends (C - 1) / C of its piece; the gradient goes the same
+    way back. If C does not divide that axis, each device gets all of it, for C - 1
+    times its piece. Where no layout splits the sequence this does nothing.
+
+    Raises:
+      UserError: names are not "batch", "seq" and one for each further axis.
+    """
+    if (spec := _whole_rows(x, names)) is None:
+        return x
+    x = jax.lax.with_sharding_constraint(constrain(x, *names), spec)
+    x = _permuted(x, np.argsort(_stored_tokens(x)))
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def as_stored(x: Shaped[Array, "B T ..."], *names: str | None) -> jax.Array:
+    """The inverse of `in_order`, at the same price: tokens as the layout has them."""
+    if (spec := _whole_rows(x, names)) is None:
+        return x
+    x = _permuted(jax.lax.with_sharding_constraint(x, spec), _stored_tokens(x))
+    return constrain(jax.lax.with_sharding_constraint(x, spec), *names)
+
+
+def _whole_rows(x: jax.Array, names: tuple[str | None, ...]) -> PartitionSpec | None:
+    """How whole rows are placed; None where no layout splits the sequence."""
+    if names[:2] != ("batch", "seq") or len(names) != x.ndim:
+        raise UserError(f"in_order, as_stored: the axes of {x.shape} are not {names}.")
+    layout = current_context().layout
+    if layout is None or not layout.split(names, "computed")[1]:
+        return None
+    dims = list(layout.split(names, "computed"))
+    seq, dims[1] = dims[1], ()
+    pieces = math.prod(layout.sizes[axis] for axis in (*dims[-1], *seq))
+    if len(dims) > 2 and x.shape[-1] % pieces == 0:
+        dims[-1] += seq
+    return PartitionSpec(*(dim or None for dim in dims))
+
+
+def _stored_tokens(x: jax.Array) -> np.ndarray:
+    """The number of the token at each stored place of a row."""
+    layout = current_context().layout
+    return layout.token_numbers(x.shape[1]) if layout else np.arange(x.shape[1])
+
+
+def _permuted(x: jax.Array, order: np.ndarray) -> jax.Array:
+    """The tokens in another order; the gradient is permuted back, not scattered."""
+
+    @jax.custom_vjp
+    def run(x):
+        return jnp.take(x, order, axis=1)
+
+    back = np.argsort(order)
+    run.defvjp(lambda x: (run(x), None), lambda _, g: (jnp.take(g, back, axis=1),))
+    return run(x)

@@ -1,0 +1,98 @@
+"""Arrays of attention cut into tiles, and put together again."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxpar.nn.places import Places
+
+# Segments of the tokens that fill up a last tile: no query has that of a key.
+PADDED_QUERY = -2
+PADDED_KEY = -3
+
+QueryTiles = Float[Array, "row_tiles query_tiles rows K G tile H"]
+KeyTiles = Float[Array, "row_tiles key_tiles rows K tile H"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How arrays are cut into tiles: `rows` at a time, then queries, then keys.
+
+    Heads come before tokens in a tile: [rows, K, G, T, H] and [rows, K, S, H].
+    """
+
+    B: int
+    T: int
+    S: int
+    N: int
+    K: int
+    rows: int
+    n_queries: int
+    n_keys: int
+
+    def cut_queries(self, x: Float[Array, "B T N H"]) -> QueryTiles:
+        """Tiles of queries, or of anything else that each query and head has."""
+        x = _padded(x, self.n_queries)
+        x = x.reshape(
+            self.B // self.rows, self.rows, -1, self.n_queries,
+            self.K, self.N // self.K, x.shape[-1],
+        )  # fmt: skip
+        return x.transpose(0, 2, 1, 4, 5, 3, 6)
+
+    def join_queries(self, x: QueryTiles) -> Float[Array, "B T N H"]:
+        """The inverse of `cut_queries`."""
+        x = x.transpose(0, 2, 1, 5, 3, 4, 6).reshape(self.B, -1, self.N, x.shape[-1])
+        return x[:, : self.T]
+
+    def cut_keys(self, x: Float[Array, "B S K H"]) -> KeyTiles:
+        """Tiles of keys or values."""
+        x = _padded(x, self.n_keys)
+        shape = self.B // self.rows, self.rows, -1, self.n_keys, self.K
+        x = x.reshape(*shape, x.shape[-1])
+        return x.transpose(0, 2, 1, 4, 3, 5)
+
+    def join_keys(self, x: KeyTiles) -> Float[Array, "B S K H"]:
+        """The inverse of `cut_keys`."""
+        x = x.transpose(0, 2, 1, 4, 3, 5).reshape(self.B, -1, self.K, x.shape[-1])
+        return x[:, : self.S]
+
+    def cut_places(self, where: Places, where_k: Places) -> tuple[Places, Places]:
+        """Places of queries and of keys, cut like them; the padding sees nothing."""
+
+        def cut(x: jax.Array, size: int, fill: int) -> jax.Array:
+            x = _padded(x, size, fill).reshape(self.B // self.rows, self.rows, -1, size)
+            return x.transpose(0, 2, 1, 3)
+
+        where = Places(
+            cut(where.positions, self.n_queries, 0),
+            cut(where.segments, self.n_queries, PADDED_QUERY),
+        )
+        where_k = Places(
+            cut(where_k.positions, self.n_keys, 0),
+            cut(where_k.segments, self.n_keys, PADDED_KEY),
+        )
+        return where, where_k
+
+
+def tiling_of(q: jax.Array, k: jax.Array, most: int) -> Tiling:
+    """Tiles of at most so many scores; 0 is the default of the kind of device."""
+    (B, T, N, _), (S, K) = q.shape, k.shape[1:3]
+    tile = most or (2**20 if jax.default_backend() == "cpu" else 2**27)
+    side = max(1, math.isqrt(tile // N))
+    keys = min(S, side if N * T * S > tile else S)
+    queries = min(T, max(1, tile // (N * keys)))
+    fit = max(1, tile // (N * queries * keys))
+    rows = max(n for n in range(1, min(B, fit) + 1) if B % n == 0)
+    return Tiling(B, T, S, N, K, rows, queries, keys)
+
+
+def _padded(x: jax.Array, size: int, value: int = 0) -> jax.Array:
+    """The second axis filled up to a multiple of a size."""
+    more = -x.shape[1] % size
+    if not more:
+        return x
+    widths = [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, widths, constant_values=value)
