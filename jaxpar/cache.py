@@ -38,6 +38,14 @@ def root() -> pathlib.Path:
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME", home / ".cache")) / "jaxpar"
 
 
+def keep_programs() -> None:
+    """Keeps the programs that JAX compiles, here, unless they are kept elsewhere."""
+    import jax
+
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", str(root() / "compiled"))
+
+
 def key(**parts: Any) -> str:
     """A hash of the parts, which JSON must be able to write: 16 hexadecimal digits."""
     text = json.dumps(parts, sort_keys=True)

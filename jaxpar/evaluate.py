@@ -5,14 +5,14 @@ from typing import Any
 
 from jaxpar.checkpoint.verified import Check
 from jaxpar.data.loader import eval_batches
-from jaxpar.data.prepare import Prepared
 from jaxpar.data.source import score
 from jaxpar.data.windows import Windows
 from jaxpar.partition import cluster
 from jaxpar.partition.layout import Layout
-from jaxpar.run.directory import RunDir, Step
+from jaxpar.run.directory import Step
 from jaxpar.run.opening import OpenRun, open_run
-from jaxpar.run.same_data import require_same_data
+from jaxpar.sources.patterns import BESIDE
+from jaxpar.train.same_data import require_same_data
 from jaxpar.train.scoring import per_token_and_byte, total_loss
 from jaxpar.train.step import make_eval_step
 
@@ -31,6 +31,7 @@ def main(
     """Scores a run's model: the step, counts, nats per token and byte, and xz's.
 
     Nats per token are over tokens of weight above 0: of a fine-tune, the answer loss.
+    They are cross-entropy, whatever the objective; the mean of one's own stands beside.
 
     step: a number, "best" or "newest"; best where the run has a stopping rule, else
     newest. source: scores all of this source instead of the held-out data, from
@@ -56,25 +57,33 @@ def main(
     totals = total_loss(make_eval_step(opened.recipe, placed), opened.params, batches)
     return {
         "step": opened.step,
+        "windows": len(windows),
         "tokens": round(totals["weight"]),
         "bytes": windows.n_bytes,
-        **per_token_and_byte(totals, windows.n_bytes),
+        **per_token_and_byte(
+            totals, windows.n_bytes, type(experiment.objective).__name__
+        ),
         "xz_nats_per_byte": windows.xz_nats_per_byte,
     }
 
 
 def _windows(opened: OpenRun, source: str | None, text_field: str) -> Windows:
-    """The run's own held-out windows, or those of all of a source."""
+    """The run's own held-out windows, or those of all of a source.
+
+    Raises:
+      UserError: the run has held other data out than what is there now.
+    """
     data = opened.experiment.data
     if source is None:
+        sessions = opened.run_dir.receipt.sessions()
+        files = sessions[-1].get("files") if sessions else None
+        if files and not BESIDE.get():
+            # Its data may lie beside the experiment's file, which is not loaded here.
+            BESIDE.set(Path(files[0]).parent)
         prepared = data.prepare(opened.tokenizer)
-        _require_same(opened.run_dir, prepared)
+        if sessions:
+            remedy = "restore it, or score another text with --data.source."
+            path = opened.run_dir.path
+            require_same_data(path, sessions[-1], prepared, remedy=remedy)
         return prepared.heldout
     return score(source, opened.tokenizer, data.seq_len, text_field=text_field)
-
-
-def _require_same(run: RunDir, prepared: Prepared) -> None:
-    """Refuses to score other data than that of which the run has held this part out."""
-    if sessions := run.receipt.sessions():
-        remedy = "restore it, or score another text with --data.source."
-        require_same_data(run.path, sessions[-1], prepared, remedy=remedy)

@@ -20,6 +20,8 @@ class Schedule:
     is already below the peak; its last one, before the step `ends`, is at
     `final` x peak_lr.
 
+    A schedule of one's own has the same `__call__` and `ends`, and is asked only these.
+
     `decay_from` is the step at which a stopping rule begins the decay, NEVER where
     none has; if the decay is planned earlier, the plan counts.
     """

@@ -1,7 +1,8 @@
 """The training loop of a run, from one of its states on: batches, events, rows."""
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,21 +16,24 @@ from jaxpar.guard.stopping import StopRequest, Unsaved
 from jaxpar.metrics import sinks
 from jaxpar.metrics.flops import training_flops
 from jaxpar.metrics.meter import meter_on
+from jaxpar.metrics.metrics_file import drop_rows_after, last_evaluation
 from jaxpar.metrics.rows import OptionalSink, Rows
+from jaxpar.optim.cut_short import cut_short
 from jaxpar.optim.select import matching
 from jaxpar.partition import cluster
 from jaxpar.run.divergence import nonfinite_steps, windows_by_step
-from jaxpar.run.metrics_file import drop_rows_after, last_evaluation
 from jaxpar.run.outcome import Outcome, why_ended
-from jaxpar.run.replica_check import CheckReplicas
+from jaxpar.run.own_events import OwnEvents, Running, make_events
 from jaxpar.run.rewind import skipped_at
 from jaxpar.run.saving import Save
 from jaxpar.run.session import Session
-from jaxpar.train.events import Decide, Evaluate, Log
-from jaxpar.train.loop import History, fit
+from jaxpar.train.events import Decide, Evaluate, Log, require_watched
+from jaxpar.train.loop import Event, History, fit
+from jaxpar.train.objective import is_own
+from jaxpar.train.replica_check import CheckReplicas
 from jaxpar.train.spikes import GoBack, Skipping, Spikes, in_turn, pairs
 from jaxpar.train.state import TrainState
-from jaxpar.train.step import Metrics, make_eval_step, make_train_step
+from jaxpar.train.step import Metrics, make_eval_step, make_forward, make_train_step
 from jaxpar.tree import flatten
 
 
@@ -46,8 +50,15 @@ class Events(NamedTuple):
     log: Log
     evaluate: Evaluate
     decide: Decide
+    own: Sequence[Event]
     replicas: CheckReplicas
     save: Save
+
+    @property
+    def in_order(self) -> list[Event]:
+        """All of them; those of the user's own see what was decided, and are saved."""
+        first = (self.log, self.evaluate, self.decide)
+        return [*first, *self.own, self.replicas, self.save]
 
 
 def make_steps(session: Session) -> Steps:
@@ -67,46 +78,56 @@ def fit_run(
     memory: dict[str, Any] | None,
     steps: Steps,
     request: StopRequest,
+    *,
+    events: OwnEvents = (),
 ) -> Outcome:
     """Trains from a state of the run to its end.
 
-    memory: of the checkpoint that the state is from; None at the beginning.
+    memory: of the checkpoint that the state is from; None at the beginning. events: of
+    the user's own.
 
     Raises:
       GoBack: a loss spike asks for an earlier state.
     """
-    start, num_steps = int(state.step), session.experiment.num_steps
+    experiment, start = session.experiment, int(state.step)
     skipped = skipped_at(session.run_dir, start, memory)
     feed, heldout = _batches(session, start, pairs(skipped), request)
     with contextlib.ExitStack() as stack:
         stack.callback(feed.close)
         rates = _rates(session, steps, state, heldout)
+        if not start and (said := cut_short(experiment.optim, experiment.num_steps)):
+            cluster.print_once(said, file=sys.stderr)
         rows = _rows(session, start, request)
         stack.callback(rows.close)
         session.time.begin_at(start)
         failed_saves.warn_if_full(checkpoints.directory, state)
         evaluate = _evaluation(session, steps, heldout, rows)
-        events = _events(session, checkpoints, evaluate, rows, rates, skipped, memory)
-        behind = events.decide.is_behind(start, int(state.decay_from))
+        tokenizer = session.prepared.tokenizer
+        running = Running(experiment, session.placed, tokenizer, rows.write)
+        own = make_events(events, running)
+        found = _events(
+            session, checkpoints, evaluate, own, rows, rates, skipped, memory
+        )
+        behind = found.decide.is_behind(start, int(state.decay_from))
         # A manifest of several processes is written by all, before any goes back.
         stack.enter_context(_saved_first(checkpoints))
         state, history = fit(
             state,
             feed,
             steps.train,
-            num_steps=num_steps,
-            events=events,
+            num_steps=experiment.num_steps,
+            events=found.in_order,
             # A signal may have ended the evaluation of the step that was saved.
-            first=(evaluate, events.decide, events.save) if behind else (),
+            first=(evaluate, found.decide, found.save) if behind else (),
         )
         request.unsaved = Unsaved.END
         with phases.doing("save"):
-            _finish(state, history, events)
+            _finish(state, history, found)
             checkpoints.wait()
         rows.require_written()
     step, ended = int(state.step), history.interrupted
-    why = why_ended(session.experiment, step, history)
-    return outcome_of(session, step, why, events.decide.memory, interrupted=ended)
+    why = why_ended(experiment, step, history)
+    return outcome_of(session, step, why, found.decide.memory, interrupted=ended)
 
 
 def outcome_of(
@@ -121,6 +142,7 @@ def outcome_of(
         interrupted,
         session.prepared.heldout.xz_nats_per_byte,
         str(session.time.account()),
+        session.experiment.stop.unit,
     )
 
 
@@ -162,11 +184,18 @@ def _rates(
     session: Session, steps: Steps, state: TrainState, heldout: EvalBatches
 ) -> Callable[[sinks.Row], sinks.Row]:
     """Adds tokens per second, MFU and now and then the account of time to a row."""
-    freeze = session.experiment.optim.freeze
-    frozen = matching(freeze, flatten(state.params), field="optim.freeze")
-    flops = training_flops(steps.evaluate, state.params, heldout[0], frozen=frozen)
+    experiment, batch, forward = session.experiment, heldout[0], steps.evaluate
+    frozen = matching(
+        experiment.optim.freeze, flatten(state.params), field="optim.freeze"
+    )
+    if is_own(experiment.objective):
+        scored = jax.eval_shape(forward, state.params, batch)
+        require_watched(experiment.stop, experiment.objective, scored)
+        # A training step has no cross-entropy beside its objective.
+        forward = make_forward(experiment.recipe(), session.placed)
+    flops = training_flops(forward, state.params, batch, frozen=frozen)
     meter = meter_on(session.placed.mesh.devices.flat, step_flops=flops)
-    num_steps = session.experiment.num_steps
+    num_steps = experiment.num_steps
 
     def with_rates(row: sinks.Row) -> sinks.Row:
         return session.time.add_to(meter(row), last=row["step"] == num_steps)
@@ -185,6 +214,7 @@ def _evaluation(
         every=experiment.eval_every,
         schedule=experiment.optim.schedule,
         n_bytes=session.prepared.heldout.n_bytes,
+        objective=type(experiment.objective).__name__,
     )
 
 
@@ -192,6 +222,7 @@ def _events(
     session: Session,
     checkpoints: Checkpoints,
     evaluate: Evaluate,
+    own: Sequence[Event],
     rows: Rows,
     rates: Callable[[sinks.Row], sinks.Row],
     skipped: list[Skipping],
@@ -222,10 +253,10 @@ def _events(
         rows.write,
         every=experiment.log_every,
         with_rates=rates,
-        flush_before=(evaluate, save),
+        flush_before=(evaluate, *own, save),
         judge=in_turn(nonfinite.judge, spikes.judge),
     )
-    return Events(log, evaluate, decide, replicas, save)
+    return Events(log, evaluate, decide, own, replicas, save)
 
 
 def _finish(state: TrainState, history: History, events: Events) -> None:

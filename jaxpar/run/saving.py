@@ -57,11 +57,12 @@ class Save:
           Diverged: a parameter or a moment is not finite; nothing is saved.
           SaveFailed: this save or the one before failed, and the run is to stop.
         """
-        with self._reporting(history, final=False):
+        with history.untimed(), self._reporting(history, final=False):
             self._checkpoints.wait()
         if not self._is_wanted(step, history):
             return None
-        with self._reporting(history, final=_is_last(step, history)):
+        final = _is_last(step, history)
+        with history.untimed(), self._reporting(history, final=final):
             if step == self.saved:
                 self._checkpoints.mark_best(step)
                 self._best = step

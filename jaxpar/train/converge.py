@@ -5,12 +5,14 @@ import dataclasses
 import enum
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
+from jaxpar.config import added
 from jaxpar.errors import UserError
 from jaxpar.optim.schedule import NEVER, Schedule
 from jaxpar.train.actions import Action, StartDecay, Stop
 
+Watched = Literal["nats_per_token", "objective"]
 Memory = dict[str, Any]
 """What a rule remembers between evaluations: JSON, saved in the checkpoint."""
 
@@ -49,6 +51,19 @@ class Verdict(NamedTuple):
 class StopRule(abc.ABC):
     """Decides after each evaluation whether to train on; keeps no state of its own."""
 
+    watch: Watched = added("nats_per_token")
+    """Which held-out loss decides: nats_per_token, or the mean of the objective."""
+
+    def __post_init__(self):
+        if self.watch not in get_args(Watched):
+            allowed = " or ".join(get_args(Watched))
+            raise UserError(f"watch={self.watch!r}: it must be {allowed}.")
+
+    @property
+    def unit(self) -> str:
+        """Of the loss that it watches, in words."""
+        return "nats/token" if self.watch == "nats_per_token" else "by the objective"
+
     @abc.abstractmethod
     def start(self) -> Memory:
         """The memory before the first evaluation."""
@@ -57,7 +72,8 @@ class StopRule(abc.ABC):
     def observe(self, memory: Memory, step: int, loss: float, phase: Phase) -> Verdict:
         """Takes the next evaluation into account: the held-out loss at a step.
 
-        loss: nats per token; NaN where there is none. phase: of the learning rate.
+        loss: nats per token, or what `watch` names; NaN where there is none. phase: of
+        the learning rate.
         """
 
 
@@ -118,6 +134,7 @@ class Converged(StopRule):
     """Fraction of the steps done that holds the last improvement; 1: patience alone."""
 
     def __post_init__(self):
+        super().__post_init__()
         if self.patience < 1 or self.smoothing < 1:
             raise UserError(
                 f"patience={self.patience} and smoothing={self.smoothing} count "
@@ -180,7 +197,7 @@ class Converged(StopRule):
             return ""
         return (
             f"over-fitting: held-out loss rose from {lowest['loss']:.4f} at step "
-            f"{lowest['step']} to {smooth:.4f} nats/token"
+            f"{lowest['step']} to {smooth:.4f} {self.unit}"
         )
 
     def _stagnates(self, memory: Memory, step: int) -> str:
@@ -192,7 +209,7 @@ class Converged(StopRule):
             return ""
         return (
             f"converged: held-out loss fell less than {self.min_improvement:.1%} since "
-            f"step {mark['step']} ({mark['loss']:.4f} nats/token)"
+            f"step {mark['step']} ({mark['loss']:.4f} {self.unit})"
         )
 
 

@@ -1,16 +1,18 @@
 """Events (callbacks) of every run: log, evaluate, stop; run/saving.py saves."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
+from jaxpar.errors import UserError
 from jaxpar.guard import phases
 from jaxpar.metrics.sinks import Row
 from jaxpar.optim.schedule import Schedule
 from jaxpar.train.actions import Action, Stop
-from jaxpar.train.converge import Memory, StopRule, phase_of
+from jaxpar.train.converge import Memory, Never, StopRule, phase_of
 from jaxpar.train.loop import Evaluation, Event, History
 from jaxpar.train.nonfinite import stop_at_loss
+from jaxpar.train.objective import Objective
 from jaxpar.train.scoring import per_token_and_byte, total_loss
 from jaxpar.train.spikes import Judge
 from jaxpar.train.state import TrainState
@@ -64,7 +66,8 @@ class Evaluate:
     """Computes the loss of the whole held-out set.
 
     eval_step: as of jaxpar.train.step.make_eval_step. every: steps between two
-    evaluations. n_bytes: bytes of the scored text. split: the name in the rows.
+    evaluations. n_bytes: bytes of the scored text. objective: its name, if it is one of
+    the user's own. split: the name in the rows.
     """
 
     def __init__(
@@ -76,11 +79,12 @@ class Evaluate:
         every: int,
         schedule: Schedule,
         n_bytes: int,
+        objective: str = "objective",
         split: str = "heldout",
     ):
         self._eval_step, self._batches, self._write = eval_step, batches, write
         self._every, self._schedule = every, schedule
-        self._n_bytes, self._split = n_bytes, split
+        self._n_bytes, self._objective, self._split = n_bytes, objective, split
 
     def due(self, step: int, history: History) -> bool:
         """On schedule (step 0, too), where the decay ends, and at the last step."""
@@ -104,10 +108,28 @@ class Evaluate:
             totals = total_loss(self._eval_step, state.params, batches)
         if history.interrupted:
             return None
-        scores = per_token_and_byte(totals, self._n_bytes)
+        scores = per_token_and_byte(totals, self._n_bytes, self._objective)
         self._write({"step": step, "split": self._split, **scores})
         loss = scores["nats_per_token"]
-        history.evaluation = Evaluation(step, math.nan if loss is None else loss)
+        values = (loss, scores.get("objective", loss))
+        history.evaluation = Evaluation(
+            step, *(math.nan if value is None else value for value in values)
+        )
+
+
+def require_watched(
+    rule: StopRule, objective: Objective, scored: Collection[str]
+) -> None:
+    """Refuses a rule that would watch what an evaluation does not find.
+
+    scored: the names of what `make_eval_step` returns.
+    """
+    kind, reads = type(objective).__name__, not isinstance(rule, Never)
+    if reads and rule.watch == "nats_per_token" and "loss" not in scored:
+        raise UserError(
+            f"stop.watch=nats_per_token: {kind} has no cross-entropy of tokens; with "
+            f"stop.watch=objective the rule watches the held-out mean of {kind}."
+        )
 
 
 def _until_stopped(batches: Iterable[Any], history: History) -> Iterator[Any]:
@@ -159,7 +181,10 @@ class Decide:
             return None
         rule_memory = self.memory["rule"]
         phase = phase_of(self._schedule, step, history.decay_from)
-        verdict = self._rule.observe(rule_memory, step, history.evaluation.loss, phase)
+        evaluation = history.evaluation
+        by_objective = self._rule.watch == "objective"
+        value = evaluation.objective if by_objective else evaluation.loss
+        verdict = self._rule.observe(rule_memory, step, value, phase)
         if verdict.is_best:
             history.best_at = step
         if not self._evaluation.regular(step, history):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -27,6 +28,8 @@ class Evaluation(NamedTuple):
     step: int
     loss: float
     """Nats per token; NaN where no token is scored."""
+    objective: float = math.nan
+    """Mean of the objective, the same for CausalLM; NaN where nothing is scored."""
 
 
 class History:
@@ -50,7 +53,10 @@ class History:
         self.evaluation: Evaluation | None = None
         self.best_at: int | None = None
         self._pending: list[tuple[int, dict[str, Any]]] = []
-        self._since = time.perf_counter()
+        # The clock stands still from `_paused_at` on; `_untimed` is how long it has.
+        self._paused_at: float | None = None
+        self._untimed, self._since, self._n_untimed = 0.0, 0.0, 0
+        self.start_clock()
 
     def keep(self, step: int, metrics: dict[str, Any]) -> None:
         """Adds a step's metrics without fetching them."""
@@ -59,7 +65,9 @@ class History:
     def fetch(self) -> list[Row]:
         """The steps since the last fetch, as Python numbers: waits for the device.
 
-        `seconds` of a step is the time since the last fetch divided by its steps.
+        `seconds` of a step is the time since the last fetch divided by its steps. The
+        first step of a session, which compiles, counts neither as time nor as a step:
+        its row has the seconds of those fetched with it, None where there are none.
         """
         if not self._pending:
             return []
@@ -67,9 +75,10 @@ class History:
         # A read of one that was refused its memory would wait for ever.
         values = jax.device_get(jax.block_until_ready(list(metrics)))
         phases.made_progress()
-        now = time.perf_counter()
-        seconds = (now - self._since) / len(steps)
-        self._pending, self._since = [], now
+        n_timed = len(steps) - self._n_untimed
+        seconds = (self._clock() - self._since) / n_timed if n_timed else None
+        self._pending = []
+        self.start_clock()
         rows = [
             {
                 "step": step,
@@ -82,17 +91,28 @@ class History:
         return rows
 
     def start_clock(self) -> None:
-        """Counts the seconds of the next steps from now."""
-        self._since = time.perf_counter()
+        """Counts seconds from now, of the steps that are not yet kept."""
+        self._since, self._n_untimed = self._clock(), len(self._pending)
 
     @contextlib.contextmanager
     def untimed(self) -> Iterator[None]:
-        """A block whose time is not counted as that of any step."""
+        """A block whose time is not counted as that of any step; it may hold others."""
+        if self._paused_at is not None:
+            yield
+            return
         if self._pending:
             jax.block_until_ready(self._pending[-1][1])
-        began = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - began
+        self._paused_at = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._untimed += time.perf_counter() - self._paused_at
+            self._paused_at = None
+
+    def _clock(self) -> float:
+        """Seconds that the clock has run; it stands still in an untimed block."""
+        now = self._paused_at
+        return (time.perf_counter() if now is None else now) - self._untimed
 
 
 @runtime_checkable
@@ -152,6 +172,9 @@ def fit(
                 state, metrics = train_step(state, batch)
                 step += 1
                 history.keep(step, metrics)
+                if phase == "compile":
+                    jax.block_until_ready(metrics)
+                    history.start_clock()
                 request.unsaved, phase = Unsaved.STEPS, "compute"
                 state = _run_events(events, step, state, history)
             history.interrupted |= request.reached()

@@ -110,13 +110,10 @@ class NonfiniteSteps:
         return row, Diverged(f"{self._explain(row)} {self._saved()} {self._advice()}")
 
     def _explain(self, row: Row) -> str:
-        windows = row["windows"]
-        shown = ", ".join(map(str, windows[:SHOWN_WINDOWS]))
-        more = len(windows) - SHOWN_WINDOWS
-        more = f" and {more} more (all are in metrics.jsonl)" if more > 0 else ""
         return (
             f"Step {row['step']} was not applied: {row['first_nonfinite']} is not "
-            f"finite (loss {row['loss']:.4g}); its batch has the windows {shown}{more}."
+            f"finite (loss {row['loss']:.4g}); its batch has the windows "
+            f"{listed(row['windows'])}."
         )
 
     def _advice(self) -> str:
@@ -124,6 +121,13 @@ class NonfiniteSteps:
         if self._policy == "skip":
             return f"It is number {self._successive} in a row. {remedy}."
         return f"{remedy}; on_nonfinite=skip, in a new run, passes over such a batch."
+
+
+def listed(windows: Sequence[int]) -> str:
+    """The first windows of a batch, as a message names them."""
+    more = len(windows) - SHOWN_WINDOWS
+    shown = ", ".join(map(str, windows[:SHOWN_WINDOWS]))
+    return f"{shown} and {more} more (all are in metrics.jsonl)" if more > 0 else shown
 
 
 def stop_at_loss(row: Row) -> tuple[Row, Diverged | None]:

@@ -11,12 +11,15 @@ import numpy as np
 from jaxpar.config import require_positive
 from jaxpar.data import task
 from jaxpar.data.windows import Window
+from jaxpar.errors import UserError
 from jaxpar.models.base import Model
 from jaxpar.nn.places import Places
 from jaxpar.train.loss import chunked_loss
 
 Batch = dict[str, jax.Array]
 """Fields of the rows of a batch, each [B, T]."""
+CAUSAL = ("tokens", "targets", "positions", "segments", "weights")
+"""Fields of a row that predicts tokens, as jaxpar.data.task.causal makes them."""
 
 
 class Sums(NamedTuple):
@@ -49,6 +52,28 @@ class Objective(abc.ABC):
         where nothing is random, as in an evaluation.
         """
 
+    def cross_entropy(self, model: Model, batch: Batch) -> Sums | None:
+        """Sums of the scored tokens' cross-entropy: what nats per token are made of.
+
+        An evaluation reports it, and the objective's own mean beside it. Here it is of
+        the fields CAUSAL; an objective whose rows have others defines it, or returns
+        None where its tokens have none: then only its own mean is reported.
+
+        Raises:
+          UserError: the rows have no such fields.
+        """
+        fields = {name: jnp.shape(values) for name, values in batch.items()}
+        shapes = {fields.get(name) for name in CAUSAL}
+        if len(shapes) > 1 or len(shapes.pop() or ()) != 2:
+            kind = type(self).__name__
+            raise UserError(
+                f"An evaluation reports the tokens' cross-entropy, which needs the "
+                f"fields {', '.join(CAUSAL)} of one shape; the rows of {kind} have "
+                f"{fields}. Define {kind}.cross_entropy(self, model, batch) -> Sums; "
+                f"return None to have the mean of {kind} alone reported."
+            )
+        return CausalLM()(model, batch, None)
+
 
 @dataclasses.dataclass(frozen=True)
 class CausalLM(Objective):
@@ -71,3 +96,8 @@ class CausalLM(Objective):
             model.unembed, x, batch["targets"], weights, chunk=self.chunk
         )
         return Sums(loss, jnp.sum(weights.astype(loss.dtype)), {})
+
+
+def is_own(objective: Objective) -> bool:
+    """Whether an objective's value is not the tokens' cross-entropy itself."""
+    return type(objective) is not CausalLM

@@ -16,7 +16,7 @@ def total_loss(
     params: Any,
     batches: Iterable[AnyBatch],
 ) -> dict[str, float]:
-    """{"loss", "weight"}: sums over all batches, added in float64 on the host.
+    """The sums of `make_eval_step` over all batches, added in float64 on the host.
 
     loss is in nats, weight in tokens. Each batch is fetched before the next one starts:
     independent programs with collectives, run at once on simulated devices, may
@@ -26,25 +26,34 @@ def total_loss(
         jax.device_get(jax.block_until_ready(eval_step(params, batch)))
         for batch in batches
     ]
+    names = scores[0] if scores else ("loss", "weight")
     totals = {
-        name: _exact_sum([float(score[name]) for score in scores])
-        for name in ("loss", "weight")
+        name: _exact_sum([float(score[name]) for score in scores]) for name in names
     }
     return cluster.broadcast(totals)
 
 
 def per_token_and_byte(
-    totals: dict[str, float], n_bytes: int
-) -> dict[str, float | None]:
+    totals: dict[str, float], n_bytes: int, objective: str = "objective"
+) -> dict[str, Any]:
     """Totals as nats per scored token and per byte of the scored text.
 
-    None where there is no token, or no byte.
+    None where there is no token, or no byte. Of an objective of one's own (by this
+    name) also its mean, `objective`, and `objective_name`.
     """
-    loss, weight = totals["loss"], totals["weight"]
-    return {
-        "nats_per_token": loss / weight if weight else None,
-        "nats_per_byte": loss / n_bytes if n_bytes else None,
+    loss = totals.get("loss")
+    scores: dict[str, Any] = {
+        "nats_per_token": _per(loss, totals["weight"]),
+        "nats_per_byte": _per(loss, n_bytes),
     }
+    if "objective" in totals:
+        mean = _per(totals["objective"], totals["objective_weight"])
+        scores |= {"objective": mean, "objective_name": objective}
+    return scores
+
+
+def _per(total: float | None, number: float | int) -> float | None:
+    return total / number if number and total is not None else None
 
 
 def perplexity(nats_per_token: float | None) -> float | None:

@@ -11,7 +11,7 @@ from jaxpar.config import free, require_positive
 from jaxpar.errors import Diverged, UserError
 from jaxpar.metrics.sinks import Row
 from jaxpar.partition import cluster
-from jaxpar.train.nonfinite import SHOWN_WINDOWS
+from jaxpar.train.nonfinite import listed
 
 Memory = dict[str, Any]
 """What is known of earlier steps: JSON, saved in the checkpoint."""
@@ -205,7 +205,7 @@ class Spikes:
         windows = [int(i) for i in self._windows_of(step)]
         if not self._in_spike:
             cluster.print_once(
-                f"{described(spike)}; its batch has the windows {_listed(windows)}.",
+                f"{described(spike)}; its batch has the windows {listed(windows)}.",
                 file=sys.stderr,
             )
         self._in_spike = True
@@ -248,9 +248,3 @@ def described(spike: Spike) -> str:
         f"The loss of step {spike.step}, {spike.loss:.4g} nats/token, is a spike: the "
         f"median before it is {spike.median:.4g}, the limit {spike.limit:.4g}"
     )
-
-
-def _listed(windows: Sequence[int]) -> str:
-    more = len(windows) - SHOWN_WINDOWS
-    shown = ", ".join(map(str, windows[:SHOWN_WINDOWS]))
-    return f"{shown} and {more} more (all are in metrics.jsonl)" if more > 0 else shown

@@ -11,11 +11,12 @@ from flax import nnx
 
 from jaxpar.errors import UserError
 from jaxpar.models.base import Model, ModelConfig
+from jaxpar.models.contract import checked_model, require_order
 from jaxpar.optim.optimizer import OptimConfig, Optimizer
 from jaxpar.optim.schedule import NEVER
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.precision import Precision
-from jaxpar.partition.sharding import single_device, use_layout
+from jaxpar.partition.sharding import use_layout
 from jaxpar.train.objective import Objective
 from jaxpar.tree import flatten, join, path_of, suffixes, unflatten
 
@@ -70,19 +71,20 @@ class Recipe:
         """The model's structure; allocates nothing, whatever its size.
 
         Raises:
-          UserError: the model has state besides parameters, or unnamed axes.
+          UserError: it breaks the contract of jaxpar.models.base, has state besides
+            parameters, or unnamed axes.
         """
-        with single_device(self.precision):
-            model = nnx.eval_shape(lambda: self.model.build(nnx.Rngs(params=0)))
+        model = checked_model(self.model, self.precision)
+        name = type(model).__name__
         graph, params, rest = nnx.split(model, nnx.Param, ...)
         if jax.tree.leaves(rest):
             others = sorted(join(path) for path in rest.flat_state().paths)
-            raise UserError(f"The model has state besides parameters: {others}.")
+            raise UserError(f"{name} has state besides parameters: {others}.")
         flat = {join(path): leaf for path, leaf in nnx.to_flat_state(params)}
         for path, leaf in flat.items():
             if getattr(leaf, "out_sharding", None) is None:
                 raise UserError(
-                    f"Parameter {path} has no axis names; make it with "
+                    f"{name}: parameter {path} has no axis names; make it with "
                     "jaxpar.nn.param.param."
                 )
         shapes = {
@@ -101,9 +103,11 @@ class Recipe:
         """Shapes of the whole state; allocates nothing.
 
         Raises:
-          UserError: the layout's mesh axes do not divide a parameter's dimensions.
+          UserError: the layout's mesh axes do not divide a parameter's dimensions, or
+            it reorders rows of a model that walks along them.
         """
         anatomy = self.anatomy
+        require_order(self.model, layout)
         names = flatten(anatomy.names)
         for path, leaf in flatten(anatomy.shapes).items():
             for which in ("stored", "optimizer", "computed"):

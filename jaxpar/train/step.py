@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from jaxpar.partition.layout import Placed
 from jaxpar.partition.sharding import constrain, use_layout
 from jaxpar.train.nonfinite import find_nonfinite, keep_where
-from jaxpar.train.objective import Batch, Sums
+from jaxpar.train.objective import Batch, Sums, is_own
 from jaxpar.train.state import Recipe, TrainState
 
 Metrics = dict[str, jax.Array]
@@ -76,10 +76,33 @@ def make_gradients(
     return in_layout
 
 
+class TrainStep:
+    """A compiled function (state, batch) -> (state, metrics); the state is donated.
+
+    The learning rate is an argument of its program, computed before by a tiny one, so
+    that experiments which differ in their schedules alone compile the same program.
+    """
+
+    def __init__(
+        self, program: Any, schedule: Callable[[Any, Any], jax.Array], /
+    ) -> None:
+        self._program = program
+        self._rate = jax.jit(lambda step, decay_from: schedule(step, decay_from))
+
+    def __call__(self, state: Any, batch: Any) -> tuple[TrainState, Metrics]:
+        rate = self._rate(state.step, state.decay_from)
+        return self._program(state, batch, rate)
+
+    def lower(self, state: Any, batch: Any) -> Any:
+        """The program for these arguments, or shapes, as `jax.jit` lowers it."""
+        rate = jax.eval_shape(self._rate, state.step, state.decay_from)
+        return self._program.lower(state, batch, rate)
+
+
 def make_train_step(
     recipe: Recipe, placed: Placed, *, microbatches: int = 1, seed: int = 0
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """A jitted function (state, batch) -> (state, metrics); the state is donated.
+) -> TrainStep:
+    """The training step of a recipe.
 
     A step whose loss, gradients or updates are not finite changes neither parameters
     nor the optimizer's state; only `step` goes on.
@@ -93,12 +116,11 @@ def make_train_step(
     optimizer = recipe.optimizer(anatomy)
     gradients = make_gradients(recipe, placed, microbatches=microbatches, seed=seed)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, rate: jax.Array) -> tuple[Any, Metrics]:
         grads, sums = gradients(state.params, batch, state.step)
         with use_layout(placed, recipe.precision):
             scale = mean_weight(sums)
             grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
-            rate = optimizer.schedule(state.step, state.decay_from)
             updates, opt_state = optimizer.update(
                 grads, state.opt_state, state.params, rate
             )
@@ -121,20 +143,41 @@ def make_train_step(
         return new, metrics
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    program = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return TrainStep(program, optimizer.schedule)
+
+
+def make_forward(recipe: Recipe, placed: Placed) -> Callable[[Any, Batch], Sums]:
+    """A jitted function (params, batch) -> the objective's sums, without dropout."""
+    anatomy = recipe.anatomy
+
+    def forward(params: Any, batch: Batch) -> Sums:
+        with use_layout(placed, recipe.precision):
+            return recipe.objective(recipe.merge(anatomy, params), batch, None)
+
+    return jax.jit(forward)
 
 
 def make_eval_step(recipe: Recipe, placed: Placed) -> Callable[[Any, Batch], Metrics]:
-    """A jitted function (params, batch) -> {"loss", "weight"}: sums over the batch.
+    """A jitted function (params, batch) -> sums over the batch, without dropout.
 
-    Without dropout.
+    loss and weight are of the tokens' cross-entropy (without loss where the objective
+    has none); of an objective other than CausalLM there are its own, too: objective
+    and objective_weight. It runs the model twice then.
     """
-    anatomy = recipe.anatomy
+    anatomy, objective = recipe.anatomy, recipe.objective
 
     def step(params: Any, batch: Batch) -> Metrics:
         with use_layout(placed, recipe.precision):
-            sums = recipe.objective(recipe.merge(anatomy, params), batch, None)
-        return {"loss": sums.loss, "weight": sums.weight}
+            model = recipe.merge(anatomy, params)
+            own = objective(model, batch, None)
+            if not is_own(objective):
+                return {"loss": own.loss, "weight": own.weight}
+            tokens = objective.cross_entropy(model, batch)
+        found = {"objective": own.loss, "objective_weight": own.weight}
+        if tokens is None:
+            return {"weight": own.weight, **found}
+        return {"loss": tokens.loss, "weight": tokens.weight, **found}
 
     return jax.jit(step)
 

@@ -17,6 +17,7 @@ import pytest
 
 from jaxpar.errors import Diverged
 from jaxpar.optim.schedule import Schedule
+from jaxpar.train import loop
 from jaxpar.train.actions import StartDecay, Stop
 from jaxpar.train.converge import StopRule, Verdict
 from jaxpar.train.events import Decide, Evaluate, Log
@@ -259,3 +260,56 @@ def test_history_fetches_each_step_once_from_any_device():
     history.keep(1, {"loss": jax.device_put(2.0, jax.devices()[-1])})
     (row,) = history.fetch()
     assert row["loss"] == 2.0 and history.fetch() == []
+
+
+# Seconds, by a clock that only the test moves.
+
+
+class Clock:
+    """Seconds that pass where the test says so."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(loop.time, "perf_counter", lambda: self.now)
+
+    def step(self, state, batch):
+        """The first step takes a minute, which compiles; each other one a second."""
+        self.now += 60 if batch == 0 else 1
+        return plain_step(state, batch)
+
+
+class Waiting:
+    """An event that takes its time, untimed, and may fetch, or hold another one."""
+
+    def __init__(self, clock, *, every=2, fetches=False):
+        self.clock, self.every, self.fetches = clock, every, fetches
+
+    def due(self, step, history):
+        return step % self.every == 0
+
+    def run(self, step, state, history):
+        with history.untimed():
+            self.clock.now += 100
+            if self.fetches:
+                history.fetch()
+            with history.untimed():
+                self.clock.now += 100
+
+
+@pytest.mark.parametrize("log_every", [1, 3, 4])
+@pytest.mark.parametrize("fetches", [False, True])
+def test_only_steps_after_the_first_have_seconds(monkeypatch, log_every, fetches):
+    clock = Clock(monkeypatch)
+    log = Log([].append, every=log_every)
+    events = [Waiting(clock, fetches=fetches), log]
+    _, history = run(events, num_steps=9, step=clock.step)
+    seconds = [row["seconds"] for row in history.rows]
+    assert seconds == [None if log_every == 1 else 1.0] + [1.0] * 8
+
+
+def test_a_history_of_several_fits_counts_no_time_between_them(monkeypatch):
+    clock = Clock(monkeypatch)
+    state, history = run([], num_steps=2, step=clock.step)
+    clock.now += 1000
+    _, history = run([], num_steps=5, state=state, history=history, step=clock.step)
+    assert [row["seconds"] for row in history.fetch()] == [1.0] * 5
