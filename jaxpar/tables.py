@@ -5,7 +5,7 @@ import dataclasses
 import html
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 Cells = tuple[str, ...]
 
@@ -24,21 +24,25 @@ class Grid:
     after: Sequence[str] = ()
 
     def __str__(self) -> str:
-        table = [self.heads, *self.rows]
+        table = [tuple(map(_on_one_line, row)) for row in (self.heads, *self.rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = (self._aligned(cells, widths) for cells in table)
         parts = ["\n".join(self.before), "\n".join(lines), "\n".join(self.after)]
         return "\n\n".join(part for part in parts if part)
 
     def html(self) -> str:
-        """The same as HTML."""
+        """The same as HTML, in which texts keep their lines."""
         head = _html_row("th", self.heads)
         body = "".join(_html_row("td", row) for row in self.rows)
-        table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+        kind = f"left-{self.left}"
+        cells = f".{kind} :is(td, th):nth-child(-n+{self.left})"
+        style = f"<style>{cells} {{text-align: left; white-space: pre-wrap}}</style>"
+        parts = f"<thead>{head}</thead><tbody>{body}</tbody>"
+        table = f'{style}<table class="{kind}">{parts}</table>'
         before, after = (
             "<br>".join(map(html.escape, part)) for part in (self.before, self.after)
         )
-        return f"<p>{before}</p>{table}<p>{after}</p>"
+        return f"<p>{before}</p>{table}<p>{after}</p>".replace("<p></p>", "")
 
     def __rich__(self) -> Any:
         from rich.console import Group
@@ -85,6 +89,9 @@ class Report(abc.ABC):
     def _repr_html_(self) -> str:
         return self.grid.html()
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
 
 def print_report(report: Report) -> None:
     """Prints a report: drawn where a person looks at a terminal, else plain."""
@@ -108,5 +115,15 @@ def size_of(n_bytes: float) -> str:
     return f"{n_bytes / 2**10:.1f} KiB"
 
 
+def _on_one_line(cell: str) -> str:
+    return "\\n".join(cell.splitlines())
+
+
 def _html_row(tag: str, cells: Cells) -> str:
     return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+
+
+def for_messages() -> TextIO:
+    """Where messages go: standard error, but in a notebook, where it is a red box."""
+    in_notebook = type(sys.stderr).__module__.startswith("ipykernel")
+    return sys.stdout if in_notebook else sys.stderr

@@ -1,23 +1,27 @@
-"""What every device holds of an experiment's state, allocating nothing."""
+"""What every device holds of an experiment, shown allocating nothing."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import jax
-
+from jaxpar.errors import UserError
 from jaxpar.experiment import Experiment, Finetune
+from jaxpar.look.activations import activation_bytes
 from jaxpar.models.describe import describe
-from jaxpar.partition.layout import Layout, as_layout
+from jaxpar.partition.layout import DATA_WORDS, Layout, as_layout
 from jaxpar.run.directory import RunDir
+from jaxpar.run.placing import layout_for
 from jaxpar.tables import Cells, Grid, Report, size_of
+from jaxpar.train.state import Recipe
+from jaxpar.train.state_bytes import state_bytes
 from jaxpar.tree import flatten
 
 HEADS = ("parameter", "axes", "shape", "on each device", "bytes")
 NOT_COUNTED = (
-    "Not counted: activations, batches, and what a step needs for a time (gathered "
-    "weights, buffers)."
+    "Not counted: batches, and what only the compiler knows (gathered weights, buffers)"
 )
 
 
@@ -25,7 +29,7 @@ NOT_COUNTED = (
 class Row:
     """One parameter: its axes, shape, the piece and bytes on each device.
 
-    spare: mesh axes that do not split it, though they divide one of its dimensions.
+    copied: mesh axes along which devices hold copies of the same piece.
     """
 
     path: str
@@ -33,7 +37,7 @@ class Row:
     shape: tuple[int, ...]
     piece: tuple[int, ...]
     bytes: int
-    spare: tuple[str, ...]
+    copied: tuple[str, ...]
 
     @property
     def cells(self) -> Cells:
@@ -41,18 +45,47 @@ class Row:
         pieces = str(self.shape), str(self.piece), size_of(self.bytes)
         return self.path, " ".join(self.axes), *pieces
 
+    def bytes_under(self, layout: Layout) -> int:
+        """What each device would hold of it under another layout."""
+        numbers = math.prod(layout.piece(self.shape, self.axes))
+        return self.bytes * numbers // math.prod(self.piece)
+
+
+@dataclasses.dataclass(frozen=True)
+class Copied:
+    """What devices along a mesh axis hold copies of: parameters or optimizer state.
+
+    bytes: on each device. layout: which would leave the least, `then`; "" where no
+    zero1 or fsdp in the axis's place does without holding more of the state, or none
+    fits this model and batch.
+    """
+
+    what: str
+    axis: str
+    bytes: int
+    layout: str
+    then: int
+
+    def __str__(self) -> str:
+        held, then = size_of(self.bytes), "no zero1 or fsdp here splits it"
+        if self.layout:
+            then = f"{self.layout} leaves {size_of(self.then)} of it on each device"
+        return f"{held} of the {self.what} is copied over {self.axis}; {then}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Table(Report):
-    """Parameters under a layout, the largest piece first; text, HTML or JSON.
+    """Parameters under a layout, the largest piece first; text, HTML, JSON, a picture.
 
-    optimizer: bytes of the optimizer's state on each device.
+    optimizer, activations: bytes on each device, the latter an estimate.
     """
 
     model: str
     layout: Layout
     rows: tuple[Row, ...]
     optimizer: int
+    activations: int
+    copied: tuple[Copied, ...]
 
     @property
     def bytes(self) -> int:
@@ -70,39 +103,43 @@ class Table(Report):
         return sum(math.prod(row.shape) for row in self.rows)
 
     @property
-    def replicated(self) -> dict[str, int]:
-        """Mesh axis to the bytes on each device that it copies but could split."""
-        found = {
-            axis: sum(row.bytes for row in self.rows if axis in row.spare)
-            for axis in self.layout.sizes
-        }
-        return {axis: size for axis, size in found.items() if size}
+    def heading(self) -> tuple[str, str]:
+        """The model, and the layout."""
+        devices = "device" if self.layout.n_devices == 1 else "devices"
+        on = f"layout {self.layout.spelling} on {self.layout.n_devices} {devices}"
+        return self.model, on
 
     @property
     def grid(self) -> Grid:
         """Heading, rows and sums."""
-        devices = "device" if self.layout.n_devices == 1 else "devices"
-        heading = (
-            self.model,
-            f"layout {self.layout.spelling} on {self.layout.n_devices} {devices}",
-        )
         rows = [row.cells for row in self.rows]
-        return Grid(HEADS, rows, left=4, before=heading, after=self._sums())
+        return Grid(HEADS, rows, left=4, before=self.heading, after=self._sums())
 
     def _sums(self) -> list[str]:
-        total = self.bytes + self.gradients + self.optimizer
-        lines = [
+        counted = self.bytes + self.gradients + self.optimizer
+        total = size_of(counted + self.activations)
+        return [
             f"{len(self.rows)} parameters, {self.count:,} numbers",
             f"On each device: parameters {size_of(self.bytes)}, gradients "
             f"{size_of(self.gradients)}, optimizer state {size_of(self.optimizer)}; "
-            f"together {size_of(total)}",
+            f"together {size_of(counted)}",
+            f"Activations, an estimate: {size_of(self.activations)} at the peak of a "
+            f"step; with them {total}",
+            *map(str, self.copied),
+            NOT_COUNTED,
         ]
-        for axis, size in self.replicated.items():
-            lines.append(
-                f"{size_of(size)} of the parameters is copied "
-                f"{self.layout.sizes[axis]} times over {axis}, which could split it"
-            )
-        return [*lines, NOT_COUNTED]
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """A matplotlib Figure: the devices' pieces of each parameter, and all bytes.
+
+        path: where to write it, too, as PNG.
+
+        Raises:
+          UserError: matplotlib is not installed, or the file cannot be written.
+        """
+        from jaxpar.look import figures, picture
+
+        return figures.written(picture.draw(self), path)
 
     def to_json(self) -> dict[str, Any]:
         """The same as one object, sizes in bytes on each device."""
@@ -115,7 +152,8 @@ class Table(Report):
             "bytes": self.bytes,
             "gradients": self.gradients,
             "optimizer": self.optimizer,
-            "replicated": self.replicated,
+            "activations_estimate": self.activations,
+            "copied": [dataclasses.asdict(each) for each in self.copied],
         }
 
 
@@ -125,7 +163,7 @@ def show(
     *,
     classes: tuple[type, ...] = (),
 ) -> Table:
-    """The state of an experiment under its layout, or under another one.
+    """What each device holds of an experiment under its layout, or under another one.
 
     classes: those which config.json of a fine-tune's source names and jaxpar lacks.
 
@@ -135,52 +173,70 @@ def show(
     if isinstance(experiment, Finetune):
         source = RunDir(experiment.start_from)
         experiment = experiment.with_model_of(lambda: source.open(*classes))
-    if layout is not None:
-        experiment = dataclasses.replace(experiment, layout=as_layout(layout))
-    rows = sorted(_rows(experiment), key=lambda row: (-row.bytes, row.path))
+    wanted = layout_for(experiment) if layout is None else as_layout(layout)
+    experiment = dataclasses.replace(experiment, layout=wanted)
+    recipe = experiment.recipe()
+    rows = sorted(_rows(recipe, wanted), key=lambda row: (-row.bytes, row.path))
     return Table(
         describe(experiment.model),
-        experiment.layout,
+        wanted,
         tuple(rows),
-        _optimizer_bytes(experiment),
+        state_bytes(recipe, wanted).optimizer,
+        activation_bytes(experiment),
+        tuple(_copied(experiment, recipe, wanted, rows)),
     )
 
 
-def _rows(experiment: Experiment) -> Iterator[Row]:
-    layout, anatomy = experiment.layout, experiment.recipe().anatomy
-    names = flatten(anatomy.names)
-    for path, array in flatten(anatomy.shapes).items():
-        for which in ("stored", "optimizer", "computed"):
-            layout.check(path, array.shape, names[path], which)
+def _rows(recipe: Recipe, layout: Layout) -> Iterator[Row]:
+    names = flatten(recipe.anatomy.names)
+    for path, array in flatten(recipe.anatomy.shapes).items():
         piece = layout.piece(array.shape, names[path])
         n_bytes = math.prod(piece) * array.dtype.itemsize
-        spare = _spare(layout, names[path], piece)
-        yield Row(path, names[path], array.shape, piece, n_bytes, spare)
+        used = _splitting(layout, names[path], "stored")
+        copied = tuple(a for a, n in layout.sizes.items() if n > 1 and a not in used)
+        yield Row(path, names[path], array.shape, piece, n_bytes, copied)
 
 
-def _optimizer_bytes(experiment: Experiment) -> int:
-    """Bytes of the optimizer's state on each device."""
-    recipe, layout = experiment.recipe(), experiment.layout
-    names = flatten(recipe.anatomy.names)
-    state = recipe.abstract(layout).opt_state
-    total = 0
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(state):
-        path = recipe.parameter_of(keys, leaf)
-        shape = leaf.shape
-        if path is not None:
-            shape = layout.piece(shape, names[path], "optimizer")
-        total += math.prod(shape) * leaf.dtype.itemsize
-    return total
+def _splitting(layout: Layout, names: tuple[str, ...], which: str) -> set[str]:
+    return {axis for dim in layout.split(names, which) for axis in dim}
 
 
-def _spare(
-    layout: Layout, names: tuple[str, ...], piece: tuple[int, ...]
-) -> tuple[str, ...]:
-    used = {axis for dim in layout.split(names, "stored") for axis in dim}
-    # The scan walks over layers: they are no dimension to split.
-    sizes = [n for name, n in zip(names, piece, strict=True) if name != "layers"]
-    return tuple(
-        axis
-        for axis, ways in layout.sizes.items()
-        if ways > 1 and axis not in used and any(n % ways == 0 for n in sizes)
-    )
+def _copied(
+    experiment: Experiment, recipe: Recipe, layout: Layout, rows: list[Row]
+) -> Iterator[Copied]:
+    own = layout.spelling
+    for axis in layout.sizes:
+        copied = [row for row in rows if axis in row.copied]
+        if not copied:
+            continue
+        layouts = {own: layout, **_others(experiment, recipe, layout, axis)}
+        held = {"parameters": {}, "optimizer state": {}}
+        for word, other in layouts.items():
+            held["parameters"][word] = sum(row.bytes_under(other) for row in copied)
+            held["optimizer state"][word] = state_bytes(recipe, other).optimizer
+        if any(axis in _splitting(layout, row.axes, "optimizer") for row in rows):
+            del held["optimizer state"]  # Not all of it is copied.
+        for what, found in held.items():
+            best = min(found, key=found.__getitem__)  # Of equal ones the first, own.
+            word = best if best != own else ""
+            yield Copied(what, axis, found[own], word, found[best])
+
+
+def _others(
+    experiment: Experiment, recipe: Recipe, layout: Layout, axis: str
+) -> dict[str, Layout]:
+    """Layouts with zero1 or fsdp in an axis's place, which fit and hold no more."""
+    found: dict[str, Layout] = {}
+    words = dict(part.split("=") for part in layout.spelling.split(","))
+    ways = math.prod(int(words.pop(word, 1)) for word in DATA_WORDS)
+    if axis != "data":
+        words.pop(layout.attention if axis == "context" else axis)
+        ways *= layout.sizes[axis]
+    for word in ("zero1", "fsdp"):
+        text = ",".join(f"{w}={n}" for w, n in {**words, word: ways}.items())
+        with contextlib.suppress(UserError):
+            other = Layout.parse(text)
+            experiment.check_layout(other)
+            if sum(state_bytes(recipe, other)) <= sum(state_bytes(recipe, layout)):
+                found[other.spelling] = other
+    return found

@@ -3,6 +3,8 @@
 pytest tests/look/test_show.py
 """
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -62,20 +64,47 @@ def test_pieces_times_their_owners_are_the_whole():
     assert halved.bytes == 2 * table.count
 
 
-def test_copies_that_a_mesh_axis_could_have_split_are_reported():
-    plain = show(experiment(layout="data=8"))
-    assert plain.replicated == {"data": plain.bytes}
-    assert "copied 8 times over data" in str(plain)
-    mixed = show(experiment())
-    # Biases of heads are whole over data; positions and norms, over tensor.
-    copied = {
-        axis: {row.path for row in mixed.rows if axis in row.spare}
-        for axis in mixed.replicated
-    }
-    assert "layers/attn/b_q" in copied["data"]
-    assert {"positions", "norm/scale"} <= copied["tensor"]
-    assert not any("w_" in path for path in copied["data"] | copied["tensor"])
-    assert not show(experiment(layout="data=1")).replicated
+def copied(table):
+    return {(each.what, each.axis): each for each in table.copied}
+
+
+def test_what_is_copied_is_said_with_the_layout_that_really_splits_it():
+    run = experiment(layout="data=8")
+    found = copied(show(run))
+    parameters, state = (
+        found["parameters", "data"],
+        found["optimizer state", "data"],
+    )
+    assert (parameters.layout, state.layout) == ("fsdp=8", "zero1=8")
+    assert parameters.bytes == show(run).bytes
+    for each in (parameters, state):
+        assert f"is copied over data; {each.layout} leaves" in str(each)
+    assert parameters.then == show(run, "fsdp=8").bytes
+    assert state.then == show(run, "zero1=8").optimizer
+    assert not show(experiment(layout="data=1")).copied
+
+
+def test_a_word_that_splits_nothing_of_it_is_not_recommended():
+    table = show(experiment())
+    # Biases of heads have no axis that zero1 or fsdp splits.
+    biases = copied(table)["parameters", "data"]
+    rows = [row for row in table.rows if "data" in row.copied]
+    assert {"layers/attn/b_q", "layers/mlp/b_up"} <= {row.path for row in rows}
+    assert biases.layout == "" and "no zero1 or fsdp here splits it" in str(biases)
+    # replica splits no parameter under any name: fsdp has to take its place.
+    over_replica = copied(show(experiment(), "replica=2,fsdp=4"))
+    assert over_replica["parameters", "replica"].layout == "fsdp=8"
+    # zero1=8 would split the optimizer's state as well, and copy the parameters.
+    assert over_replica["optimizer state", "replica"].layout == "fsdp=8"
+
+
+def test_a_layout_that_the_batch_does_not_fit_is_not_recommended():
+    data = Text("synthetic", tokenizer=Bytes(), seq_len=16, batch_size=4)
+    run = dataclasses.replace(experiment(layout="replica=2,fsdp=2"), data=data)
+    assert copied(show(run))["parameters", "replica"].layout == "fsdp=4"
+    narrow = dataclasses.replace(run.data, batch_size=4)
+    run = dataclasses.replace(run, data=narrow, layout=Layout.parse("fsdp=4,tensor=2"))
+    assert copied(show(run))["parameters", "tensor"].layout == ""
 
 
 def test_another_layout_is_shown_without_touching_the_experiment():
@@ -89,6 +118,7 @@ def test_a_model_beyond_any_machine_costs_nothing_to_show():
     before = len(jax.live_arrays())
     table = show(experiment(sizes.GPT_175B, layout="fsdp=512,tensor=8"))
     assert 174e9 < table.count < 176e9
+    assert table.activations > 0
     assert len(jax.live_arrays()) == before
 
 

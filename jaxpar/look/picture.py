@@ -1,0 +1,121 @@
+"""The picture of a layout: which piece of each parameter every device holds."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from jaxpar.look import figures
+from jaxpar.look.figures import COLORS, INK, PAPER
+from jaxpar.partition.layout import Layout
+from jaxpar.tables import size_of
+
+MOST_PANELS, COLUMNS = 16, 4
+MOST_LABELS, MOST_CELLS = 8, 64
+"""Devices up to which each has a label (the indices that it holds), or a border."""
+
+
+def pieces(layout: Layout, names: tuple[str, ...]) -> np.ndarray:
+    """The number of the piece that each device of the mesh holds of an array.
+
+    Devices with the same number hold copies of the same numbers.
+    """
+    sizes = layout.sizes
+    places = dict(zip(sizes, np.indices(tuple(sizes.values())), strict=True))
+    number = np.zeros(tuple(sizes.values()), int)
+    for dim in layout.split(names, "stored"):
+        for axis in dim:
+            number = number * sizes[axis] + places[axis]
+    return number
+
+
+def draw(table: Any) -> Any:
+    """A Figure of a `show` table: a panel for each parameter, then bars of bytes.
+
+    A panel has a cell for each device: the last mesh axis downwards, the others to the
+    right. Of more than MOST_PANELS parameters the largest are drawn.
+    """
+    rows = table.rows[:MOST_PANELS]
+    lines = math.ceil(len(rows) / COLUMNS)
+    figure = figures.new(11, 1.9 + 1.15 * lines)
+    grid = figure.add_gridspec(lines + 1, COLUMNS, height_ratios=[*[1.0] * lines, 1.35])
+    for i, row in enumerate(rows):
+        _panel(figure.add_subplot(grid[divmod(i, COLUMNS)]), row, table.layout, i == 0)
+    _bars(figure.add_subplot(grid[lines, :]), table)
+    more = len(table.rows) - len(rows)
+    rest = f"; {more} smaller parameters are not drawn" if more else ""
+    model, on = table.heading
+    figure.suptitle(
+        f"{model}\n{on}: devices of one colour hold the same piece{rest}",
+        color=INK, fontsize=9,
+    )  # fmt: skip
+    return figure
+
+
+def _panel(axes: Any, row: Any, layout: Layout, first: bool) -> None:
+    numbers, names = pieces(layout, row.axes), [*layout.sizes]
+    grid = numbers.reshape(-1, numbers.shape[-1]).T if len(names) > 1 else numbers[None]
+    # Colours in the order of the picture, so that panels split alike look alike.
+    _, firsts, inverse = np.unique(grid, return_index=True, return_inverse=True)
+    order = np.argsort(np.argsort(firsts))[inverse.reshape(grid.shape)]
+    colors, dark = _colors(len(firsts))
+    axes.imshow(colors[order], aspect="auto", interpolation="nearest")
+    figures.plain(axes, frame=())
+    axes.set(xticks=[], yticks=[])
+    ways = [n // piece for n, piece in zip(row.shape, row.piece, strict=True)]
+    split = [f"{name}/{n}" for name, n in zip(row.axes, ways, strict=True) if n > 1]
+    said = f"{' '.join(split) or 'all on each'} · {size_of(row.bytes)}"
+    said = f"{row.path[-30:]}\n{said}"
+    axes.set_title(said, color=INK, fontsize=7.5, pad=3)
+    if first:
+        across = " × ".join(names[:-1] if len(names) > 1 else names)
+        axes.set_xlabel(f"{across} →", color=INK, fontsize=7.5, labelpad=1)
+        down = f"← {names[-1]}" if len(names) > 1 else ""
+        axes.set_ylabel(down, color=INK, fontsize=7.5)
+    height, width = grid.shape
+    if grid.size <= MOST_CELLS:
+        axes.hlines(np.arange(height - 1) + 0.5, -0.5, width - 0.5, color=PAPER)
+        axes.vlines(np.arange(width - 1) + 0.5, -0.5, height - 0.5, color=PAPER)
+    if grid.size <= MOST_LABELS:
+        for at, number in np.ndenumerate(grid):
+            ink = "white" if dark[order[at]] else INK
+            text = _range(row.piece, ways, int(number))
+            style = {"ha": "center", "va": "center", "rotation": 90 * (width > 4)}
+            axes.text(*at[::-1], text, color=ink, fontsize=6, **style)
+
+
+def _range(piece: tuple[int, ...], ways: list[int], number: int) -> str:
+    """The indices that a piece has along each dimension that is split."""
+    places = zip(np.unravel_index(number, ways), piece, ways, strict=True)
+    ranges = [f"{i * size}:{(i + 1) * size}" for i, size, n in places if n > 1]
+    return "\n".join(ranges) or "all"
+
+
+def _colors(n: int) -> tuple[np.ndarray, list[bool]]:
+    """n colours [n, 3], and which of them are dark."""
+    import matplotlib
+    from matplotlib.colors import to_rgb
+
+    if n <= len(COLORS):
+        found = np.array([to_rgb(color) for color in COLORS[:n]])
+    else:
+        found = matplotlib.colormaps["cividis"](np.linspace(0, 1, n))[:, :3]
+    return found, [bool(x) for x in found @ (0.299, 0.587, 0.114) < 0.5]
+
+
+def _bars(axes: Any, table: Any) -> None:
+    held = {
+        "parameters": table.bytes,
+        "gradients": table.gradients,
+        "optimizer state": table.optimizer,
+        "activations (estimate)": table.activations,
+    }
+    figures.plain(axes, frame=("left",))
+    bars = axes.barh([*held], [*held.values()], color=COLORS[4], height=0.7)
+    bars[-1].set(hatch="///", facecolor=COLORS[1], edgecolor=PAPER)
+    texts = [size_of(n) for n in held.values()]
+    axes.bar_label(bars, texts, padding=4, color=INK, fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xticks=[], xlim=(0, 1.12 * max(held.values())))
+    total = size_of(sum(held.values()))
+    axes.set_title(f"On each device, {total} in all", color=INK, fontsize=9)
