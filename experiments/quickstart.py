@@ -1,7 +1,8 @@
 """How much Python can be learned in five minutes on two cores?
 
 The running interpreter's own standard library, held out by file, with a small Llama
-over a mesh that mixes data and tensor parallelism: eight simulated devices on a CPU.
+over a mesh that mixes data and tensor parallelism on a CPU, where eight devices are
+simulated; on accelerators, over as many as there are.
 
     jaxpar pretrain experiments/quickstart.py
     jaxpar pretrain experiments/quickstart.py --data.source "files:*.txt"
@@ -13,7 +14,7 @@ from jaxpar.experiment import Pretrain
 from jaxpar.models import sizes
 from jaxpar.nn.norm import RMSNorm
 from jaxpar.optim.optimizer import Muon
-from jaxpar.partition.layout import Layout
+from jaxpar.partition.auto_layout import auto
 
 num_steps = 600
 
@@ -40,7 +41,7 @@ experiment = Pretrain(
         decay_shape="linear",
         weight_decay=0.05,
     ),
-    layout=Layout.parse("data=4,tensor=2"),
+    layout=auto(cpu="data=4,tensor=2"),
     num_steps=num_steps,
     eval_every=300,
     save_every=300,

@@ -11,7 +11,7 @@ docstring's first line; held-out functions come from held-out files alone.
 from jaxpar.data.source import Pairs
 from jaxpar.experiment import Finetune
 from jaxpar.optim.optimizer import AdamW
-from jaxpar.partition.layout import Layout
+from jaxpar.partition.auto_layout import auto
 
 num_steps = 120
 
@@ -21,7 +21,7 @@ experiment = Finetune(
     optim=AdamW(
         peak_lr=1e-3, warmup_steps=10, decay_steps=num_steps - 10, final_lr=0.0
     ),
-    layout=Layout.parse("data=4,tensor=2"),
+    layout=auto(cpu="data=4,tensor=2"),
     num_steps=num_steps,
     eval_every=60,
     save_every=60,

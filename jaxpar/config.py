@@ -169,7 +169,7 @@ def _identity(value: Any) -> Any:
         return value.spelling
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kept = {
-            field.name: _identity(getattr(value, field.name))
+            field.name: _identity(_content(field, getattr(value, field.name)))
             for field in _fields(value)
             if _counts(field, getattr(value, field.name))
         }
@@ -179,7 +179,15 @@ def _identity(value: Any) -> Any:
     return value
 
 
+def _content(field: dataclasses.Field, value: Any) -> Any:
+    """What a field that names a file holds, where its metadata says how to read it."""
+    read = field.metadata.get("content")
+    return read(value) if read else value
+
+
 def _counts(field: dataclasses.Field, value: Any) -> bool:
+    if "content" in field.metadata:
+        return True
     if field.metadata.get("identity") == "off default":
         return _identity(value) != _identity(field.default)
     return not is_free(field)

@@ -11,13 +11,17 @@ from jaxpar.checkpoint.failed_saves import OnSaveError
 from jaxpar.config import added, free, require_positive
 from jaxpar.data.source import Pairs, Source, Text
 from jaxpar.data.tokenizer import BPE, Bytes
+from jaxpar.data.tokenizer_file import TokenizerFile
 from jaxpar.errors import UserError
 from jaxpar.models.base import ModelConfig
+from jaxpar.models.contract import require_frozen
 from jaxpar.models.decoder import DecoderConfig
 from jaxpar.nn.attention import AttentionConfig
 from jaxpar.nn.mlp import MLPConfig
 from jaxpar.nn.norm import LayerNorm, NoNorm, RMSNorm
+from jaxpar.nn.score_bias import Alibi, NoScoreBias
 from jaxpar.optim.optimizer import AdamW, Muon, OptimConfig
+from jaxpar.partition.auto_layout import AnyLayout, AutoLayout
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.precision import Precision
 from jaxpar.train.converge import Converged, Never, StopRule
@@ -46,8 +50,9 @@ class Experiment(abc.ABC):
     """The optimizer, with its learning rate over time."""
     num_steps: int = free()
     """Steps of the whole run, at most; a resumed run may have more."""
-    layout: Layout = free(Layout.parse("data=1"))
-    """How the mesh is split, as in fsdp=4,tensor=2; sizes multiply to the devices."""
+    layout: AnyLayout = free(AutoLayout())
+    """How the mesh is split, as in fsdp=4,tensor=2, whose sizes multiply to the
+    devices; auto chooses for the devices that there are."""
     objective: Objective = CausalLM()
     """What the model is trained to do."""
     precision: Precision = Precision()
@@ -81,16 +86,32 @@ class Experiment(abc.ABC):
     """After a step whose loss is far above those before it: warn, or go back."""
 
     def __post_init__(self):
+        require_frozen(self.model)
         require_positive(self, *COUNTS)
         self._check_choices()
-        self.layout.token_numbers(
-            self.data.seq_len
-        )  # Refuses a length it cannot split.
-        self._check_batch()
+        if isinstance(self.layout, Layout):
+            self.check_layout(self.layout)
 
     def recipe(self) -> Recipe:
         """What a step needs to know; `model` must be a model by now."""
         return Recipe(self.model, self.objective, self.optim, self.precision)
+
+    def check_layout(self, layout: Layout) -> None:
+        """Refuses a layout that cannot split the rows or the batch.
+
+        Raises:
+          UserError: names the nearest legal sizes.
+        """
+        layout.token_numbers(self.data.seq_len)
+        rows, pieces = self.data.batch_size, layout.batch_divisor
+        divisor = pieces * self.microbatches
+        if rows % divisor:
+            near = max(divisor, rows // divisor * divisor)
+            raise UserError(
+                f"batch_size={rows} is not divisible by {divisor}: {pieces} pieces of "
+                f"layout {layout.spelling} x {self.microbatches} microbatches; "
+                f"the nearest legal sizes are {near} and {near + divisor}."
+            )
 
     def _check_choices(self) -> None:
         if not 0 <= self.seed < SEEDS:
@@ -103,17 +124,6 @@ class Experiment(abc.ABC):
             raise UserError(f'on_nonfinite={self.on_nonfinite!r}: "stop" or "skip".')
         if self.on_save_error not in get_args(OnSaveError):
             raise UserError(f'on_save_error={self.on_save_error!r}: "stop" or "go_on".')
-
-    def _check_batch(self) -> None:
-        rows, pieces = self.data.batch_size, self.layout.batch_divisor
-        divisor = pieces * self.microbatches
-        if rows % divisor:
-            near = max(divisor, rows // divisor * divisor)
-            raise UserError(
-                f"batch_size={rows} is not divisible by {divisor}: {pieces} pieces of "
-                f"layout {self.layout.spelling} x {self.microbatches} microbatches; "
-                f"the nearest legal sizes are {near} and {near + divisor}."
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,8 +182,9 @@ CLASSES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         Pretrain, Finetune, FromSource, DecoderConfig, AttentionConfig, MLPConfig,
-        RMSNorm, LayerNorm, NoNorm, Text, Pairs, BPE, Bytes, AdamW, Muon, CausalLM,
-        Precision, Never, Converged, Warn, Rewind, Layout,
+        RMSNorm, LayerNorm, NoNorm, NoScoreBias, Alibi, Text, Pairs, BPE, Bytes,
+        TokenizerFile, AdamW, Muon, CausalLM, Precision, Never, Converged, Warn, Rewind,
+        Layout, AutoLayout,
     )
 }  # fmt: skip
 """The one written table of what a config.json may name."""

@@ -1,8 +1,10 @@
 """Entry point: fine-tunes from another run's checkpoint, or resumes a fine-tune."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
+from jaxpar import cache
 from jaxpar.checkpoint.transfer import adopt
 from jaxpar.checkpoint.verified import Check
 from jaxpar.data import tokenizer
@@ -10,7 +12,6 @@ from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.errors import UserError
 from jaxpar.experiment import Experiment, Finetune
 from jaxpar.partition import cluster
-from jaxpar.partition.devices import choose_devices
 from jaxpar.partition.layout import Placed
 from jaxpar.run.adoption import (
     record,
@@ -29,6 +30,8 @@ from jaxpar.run.origin import (
     has_saved,
     require_same,
 )
+from jaxpar.run.own_events import OwnEvents
+from jaxpar.run.placing import place, simulate_for
 from jaxpar.run.session import require_agreement
 from jaxpar.run.training import train_run
 from jaxpar.train.state import TrainState, create, with_params
@@ -43,17 +46,21 @@ def main(
     source_file: Path | None = None,
     step: Step = None,
     classes: tuple[type, ...] = (),
+    imports: Sequence[Path] = (),
     check: Check | None = None,
+    events: OwnEvents = (),
 ) -> int:
     """Fine-tunes to the end, or on from where the run was left; the exit status.
 
     step: the source's checkpoint; best where that run has a stopping rule, else newest.
-    classes: those that the source's config.json names and jaxpar does not ship.
-    devices, source_file, check: as in jaxpar.pretrain.
+    classes: those that the source's config.json names and jaxpar does not ship;
+    imports: the files that define them, for the receipt and the printed commands.
+    devices, source_file, check, events: as in jaxpar.pretrain.
     """
+    cache.keep_programs()
     stem = source_file.stem if source_file else stem
     # Orbax, which looks for steps, starts the backend: no devices can be added then.
-    placed = experiment.layout.on(choose_devices(experiment.layout, devices))
+    simulate_for(experiment, devices)
     source = Source(experiment.start_from, *classes)
     own = RunDir(run_dir) if run_dir else None
     own = own or find_begun(stem, experiment, source, step, check)
@@ -70,6 +77,7 @@ def main(
         name = default_dir(stem, experiment, start_from=origin.spelling)
         run, tokens = own or RunDir(name), _first_tokenizer(experiment, source)
     require_agreement(experiment, run)
+    placed = place(experiment, devices)
 
     def begin(experiment: Finetune) -> TrainState:
         base = source.experiment
@@ -84,12 +92,11 @@ def main(
         source_file=source_file,
         tokenizer=tokens,
         start_from=origin,
+        imports=imports,
         check=check,
+        events=events,
     )
-    commands = (
-        f'  jaxpar evaluate {run.path}\n  jaxpar generate {run.path} --prompt "..."'
-    )
-    return outcome.report(run, next_commands=commands)
+    return outcome.report(run)
 
 
 def _first_origin(

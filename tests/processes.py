@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from jaxpar.run.metrics_file import read_metrics
+from jaxpar.metrics.metrics_file import read_metrics
 from tests.flags import FAST
 
 SCRIPT = str(Path(__file__).parent / "one_process.py")

@@ -6,6 +6,8 @@ pytest tests/test_cli.py -k nearest
 import dataclasses
 import importlib
 import json
+import math
+import operator
 import re
 import subprocess
 import sys
@@ -13,8 +15,13 @@ import textwrap
 
 import pytest
 
+import jaxpar
 from jaxpar.cli import main, options, verbs
-from jaxpar.cli.flags import classes_in, load_experiment, parse
+from jaxpar.cli.flags import classes_in, load_experiment, parse, with_flags
+from jaxpar.cli.printing import print_answers, print_items
+from jaxpar.data.source import Pairs
+from jaxpar.data.tokenizer import BPE
+from jaxpar.data.tokenizer_file import TokenizerFile
 from jaxpar.errors import (
     DataWentBad,
     Diverged,
@@ -22,9 +29,13 @@ from jaxpar.errors import (
     OtherProcessFailed,
     UserError,
 )
-from jaxpar.experiment import Pretrain
+from jaxpar.experiment import CLASSES, Pretrain
 from jaxpar.generate.sampling import Sampling
+from jaxpar.nn.norm import NoNorm
+from jaxpar.optim.optimizer import Muon
 from jaxpar.partition.layout import Layout
+from jaxpar.train.converge import Converged
+from jaxpar.train.spikes import Rewind
 
 TINY = """
     from jaxpar.data.source import Text
@@ -43,6 +54,17 @@ TINY = """
         layout=Layout.parse("fsdp=4,tensor=2"),
         num_steps=3,
     )
+"""
+OWN_OBJECTIVE = """
+    import dataclasses
+
+    from jaxpar.train.objective import CausalLM
+
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Smoothed(CausalLM):
+        amount: float
+        chunk: int = 64
 """
 OWN_MODEL = """
     import dataclasses
@@ -78,9 +100,8 @@ def tiny(write):
 
 def over(path, *flags):
     """The experiment as these flags change it."""
-    value = load_experiment(path, Pretrain)
-    asked = parse(options.Train, flags, prog="jaxpar pretrain", experiment=value)
-    return asked.experiment
+    kind = options.Train
+    return with_flags(kind, flags, "jaxpar pretrain", path, Pretrain).experiment
 
 
 def refusal(capsys, *args):
@@ -158,6 +179,163 @@ def test_a_class_of_ones_own_gives_its_flags(write):
     assert over(path, "--model.width", "9").model.width == 9
 
 
+MUON = ["--optim", "muon", "--optim.peak-lr", "3e-4"]
+
+
+@pytest.mark.parametrize("words", [MUON, MUON[2:] + MUON[:2], ["--optim=Muon"]])
+def test_a_class_is_chosen_by_its_name_and_keeps_equal_fields(tiny, words):
+    before, after = over(tiny), over(tiny, *words)
+    lr = 3e-4 if len(words) > 1 else 1e-3
+    assert after.optim == Muon(peak_lr=lr, warmup_steps=1, decay_steps=3)
+    assert dataclasses.replace(after, optim=before.optim) == before
+
+
+@pytest.mark.parametrize(
+    "words, path, value",
+    [
+        (
+            ["--stop", "converged", "--stop.patience", "3"],
+            "stop",
+            Converged(patience=3),
+        ),
+        (["--on-spike", "rewind"], "on_spike", Rewind()),
+        (["--on_spike=rewind"], "on_spike", Rewind()),
+        (["--model.norm", "nonorm"], "model.norm", NoNorm()),
+        (
+            ["--data.tokenizer.vocab-size", "300", "--data.tokenizer", "bpe"],
+            "data.tokenizer",
+            BPE(300),
+        ),
+        (
+            ["--data.seq-len", "8", "--data", "pairs", "--data.too-long", "cut"],
+            "data",
+            Pairs("synthetic", seq_len=8, batch_size=8, too_long="cut"),
+        ),
+        (["--optim", "adamw"], "optim.warmup_steps", 1),
+    ],
+)
+def test_every_field_of_several_classes_is_a_choice(tiny, words, path, value):
+    assert operator.attrgetter(path)(over(tiny, *words)) == value
+
+
+def test_a_tokenizer_is_chosen_by_its_file(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(CLASSES, "TokenizerFile", TokenizerFile)
+    for path in (tmp_path / "tokenizer.json", tmp_path):  # One that is there, too.
+        chosen = over(tiny, "--data.tokenizer", str(path), "--data.tokenizer.eos", "E")
+        assert chosen.data.tokenizer == TokenizerFile(str(path), eos="E")
+
+
+def test_a_class_of_ones_own_is_chosen_by_its_name(write):
+    path = write(TINY + OWN_OBJECTIVE)
+    chosen = over(path, "--objective", "smoothed", "--objective.amount", "0.1")
+    assert type(chosen.objective).__name__ == "Smoothed"
+    # The chunk that the objective before it had, not the default of the new one.
+    assert (chosen.objective.amount, chosen.objective.chunk) == (0.1, 256)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--optim", "moun"], "--optim moun.*adamw, muon; did you mean muon"),
+        (["--optim", "sgd"], "--optim sgd.*adamw, muon[.]$"),
+        (["--optim"], "--optim without a name.*adamw, muon"),
+        (["--data.tokenizer", "bpe"], "--data.tokenizer.vocab-size is missing"),
+        (["--objective", "smoothed"], "--objective.amount is missing"),
+        (["--data.tokenizer", "bpe", "--data.tokenizer.vocab-size", "3"], "no room"),
+    ],
+)
+def test_a_choice_that_cannot_be_says_what_can(capsys, write, words, said):
+    path = write(TINY + OWN_OBJECTIVE)
+    assert re.search(said, refusal(capsys, "show", path, *words))
+
+
+def test_help_lists_the_choices_and_the_fields_of_what_is_chosen(capsys, tiny):
+    assert main(["pretrain", tiny, "--help"]) == 0
+    plain = capsys.readouterr().out
+    assert "--optim adamw|muon" in plain and "--data.tokenizer bpe|bytes" in plain
+    assert "--optim.adam-ratio" not in plain
+    words = ["--optim", "muon", "--data.tokenizer", "bpe", "--help"]
+    assert main(["pretrain", tiny, *words]) == 0
+    chosen = capsys.readouterr().out
+    assert "--optim.adam-ratio" in chosen and "--data.tokenizer.vocab-size" in chosen
+
+
+def test_an_option_called_like_a_field_stays_an_option(write):
+    # Two classes of precision could be chosen from; `verify` has a switch --precision.
+    path = write(
+        TINY
+        + """
+    import dataclasses
+    from jaxpar.partition.precision import Precision
+
+    @dataclasses.dataclass(frozen=True)
+    class Narrow(Precision):
+        pass
+    """
+    )
+    words = ["--precision", "--full"]
+    asked = with_flags(options.Verify, words, "jaxpar verify", path, Pretrain)
+    assert asked.precision and asked.full
+
+
+def test_the_versions_are_printed_without_loading_jax(capsys):
+    assert main(["--version"]) == 0
+    version = re.escape(jaxpar.__version__)
+    said = rf"jaxpar {version} \(jax \d[.\w]+, Python \d[.\w]+\)\n"
+    assert re.fullmatch(said, capsys.readouterr().out)
+
+
+def test_every_exit_status_is_in_the_help(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out.partition("exit status:")[2]
+    assert re.findall(r"\d+", text) == "0 1 2 3 4 42 43 44 75 130 143".split()
+
+
+def test_an_experiment_in_the_place_of_a_run_is_explained(
+    capsys, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for words in (["evaluate", tiny], ["check", tiny], ["pretrain", tiny, "--run-dir"]):
+        words = [*words, tiny] if len(words) > 2 else words
+        assert "is an experiment; a run is" in refusal(capsys, *words)
+    (tmp_path / "runs" / "tiny-0123").mkdir(parents=True)
+    (tmp_path / "runs" / "tiny-0123" / "config.json").touch()
+    line = refusal(capsys, "generate", tiny, "--prompt", "a")
+    assert line.endswith("here are runs/tiny-0123.")
+    assert "is a directory" in refusal(capsys, "pretrain", "runs")
+
+
+def test_import_finds_what_an_experiment_is_made_of(write):
+    write(OWN_OBJECTIVE, "of_a_neighbour.py")
+    path = write(
+        TINY
+        + """
+    import of_a_neighbour
+    objective = of_a_neighbour.Smoothed(amount=0.5)
+    experiment = dataclasses.replace(experiment, objective=objective)
+    """.replace("    import", "    import dataclasses\n    import", 1),
+        "made_of.py",
+    )
+    assert "Smoothed" in [kind.__name__ for kind in classes_in([path])]
+
+
+def test_token_ids_are_answered_with_text_or_else_with_ids(capsys):
+    found = {"text": "yes", "tokens": [1, 2]}
+    print_answers(["5,6"], found)
+    print_answers(["5,6"], {**found, "text": ""})
+    assert capsys.readouterr().out == "> 5,6\nyes\n\n> 5,6\n1,2\n\n"
+
+
+def test_a_report_has_four_digits_and_its_json_all_of_them(capsys):
+    found = {"step": 3, "loss": 1.23456789, "xz": None, "bad": math.inf}
+    print_items(found, False)
+    text = capsys.readouterr().out
+    assert text == "step: 3\nloss: 1.2346\nxz: None\nbad: inf\n"
+    print_items(found, True)
+    expected = {**found, "bad": None}
+    assert json.loads(capsys.readouterr().out) == expected
+
+
 def test_a_new_token_is_drawn_as_the_library_draws_it():
     defaults = dataclasses.asdict(Sampling())
     asked = dataclasses.asdict(options.Generate())
@@ -209,6 +387,8 @@ def test_what_is_not_there_is_named(capsys, tmp_path):
     assert "no file" in refusal(capsys, "show", str(tmp_path / "gone.py"))
     assert "EXPERIMENT first" in refusal(capsys, "pretrain")
     assert "'trian'" in refusal(capsys, "trian")
+    assert "did you mean `jaxpar pretrain`" in refusal(capsys, "pretrian", "x.py")
+    assert "did you mean `jaxpar data prepare`" in refusal(capsys, "prepare", "x.py")
     assert "RUN first" in refusal(capsys, "evaluate", "--json")
     assert str(tmp_path) in refusal(capsys, "evaluate", str(tmp_path))
     assert "--prompt or --token-ids" in refusal(capsys, "generate", str(tmp_path))
@@ -232,9 +412,9 @@ def test_an_experiment_is_a_module_that_may_import_its_neighbours(write):
         (NoUsableCheckpoint("none"), 4, "none"),
         (Diverged("the loss\nis inf"), 43, "the loss is inf"),
         (OtherProcessFailed("Process 1: rotten", 3), 3, "Process 1: rotten"),
-        (ValueError("theirs"), 1, "ValueError: theirs"),
-        (TypeError("theirs"), 1, "TypeError: theirs"),
-        (RuntimeError("broke\nat length"), 1, "RuntimeError: broke"),
+        (ValueError("theirs"), 1, "ValueError: theirs (--debug shows where)"),
+        (TypeError("theirs"), 1, "TypeError: theirs (--debug shows where)"),
+        (RuntimeError("broke\nat"), 1, "RuntimeError: broke (--debug shows where)"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
@@ -291,8 +471,13 @@ def test_every_prompt_is_answered(capsys, monkeypatch, words, prompts):
     def answer(run, **asked):
         assert asked["prompts"] == prompts
         assert asked["stream"] == (len(prompts) == 1)
-        return {"step": 1}
+        return {"step": 1, "text": ["yes", "no", "so"][: len(prompts)], "tokens": ids}
 
+    ids = [[1, 2], [3], [4]][: len(prompts)]
     module = importlib.import_module("jaxpar.generate.answer")
     monkeypatch.setattr(module, "main", answer)
     assert main(["generate", "run", *words]) == 0
+    out = capsys.readouterr().out
+    if len(prompts) > 1:  # A single one is written while it is generated.
+        assert out.startswith("> a\nyes\n\n> b\nno\n\n")
+    assert out.endswith("step: 1\n")

@@ -8,6 +8,7 @@ import pytest
 from jaxpar.config import fingerprint, from_json, is_free, to_json
 from jaxpar.experiment import CLASSES, Finetune, Pretrain
 from jaxpar.look import show
+from jaxpar.run.placing import layout_for
 from jaxpar.tree import flatten
 
 FOLDER = Path(__file__).parent.parent / "experiments"
@@ -15,6 +16,7 @@ COUNTS = {
     "quickstart": (4.2e6, 4.6e6),
     "stdlib": (6.0e6, 6.4e6),
     "converged": (38e3, 40e3),
+    "own_model": (107e3, 108e3),
     "gpt2_124m": (124.0e6, 124.6e6),
     "llama_7b": (6.6e9, 6.9e9),
     "gpt3_175b": (174e9, 175e9),
@@ -33,7 +35,7 @@ def test_every_experiment_is_known_to_this_test():
 @pytest.mark.parametrize("name", COUNTS)
 def test_an_experiment_costs_nothing_to_describe(name):
     run = of(name)
-    state = run.recipe().abstract(run.layout)
+    state = run.recipe().abstract(layout_for(run))
     least, most = COUNTS[name]
     assert least < sum(leaf.size for leaf in flatten(state.params).values()) < most
     assert str(show(run))
@@ -42,7 +44,8 @@ def test_an_experiment_costs_nothing_to_describe(name):
 @pytest.mark.parametrize("name", [*COUNTS, "quickstart_finetune"])
 def test_an_experiment_is_written_and_read_as_json(name):
     run = of(name)
-    again = from_json(to_json(run), CLASSES)
+    own = {type(run.model).__name__: type(run.model)}
+    again = from_json(to_json(run), {**CLASSES, **own})
     assert again == run
     assert fingerprint(again) == fingerprint(run)
 

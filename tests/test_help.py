@@ -48,4 +48,4 @@ def test_the_help_of_an_experiment_shows_text_and_default_of_each_flag(capsys, v
     text = re.sub(r"[│|+\s]+", " ", capsys.readouterr().out)
     assert len(re.findall(r" --[\w.-]+ ", text)) > 40
     for flag in ("--num-steps", "--layout", "--keep", "--eval-every"):
-        assert re.search(rf"{flag} \S+ [A-Z].{{5,120}}?\(default: ", text), flag
+        assert re.search(rf"{flag} \S+ [A-Z].{{5,160}}?\(default: ", text), flag

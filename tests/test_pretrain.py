@@ -19,12 +19,12 @@ from jaxpar.data import loader
 from jaxpar.data.source import Text
 from jaxpar.errors import UserError
 from jaxpar.experiment import Finetune, Pretrain
+from jaxpar.metrics.metrics_file import read_metrics
 from jaxpar.models import sizes
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
 from jaxpar.run import fitting, outcome
 from jaxpar.run.directory import RunDir
-from jaxpar.run.metrics_file import read_metrics
 from jaxpar.train.converge import Converged
 from jaxpar.train.state import NEVER
 from jaxpar.train.step import make_eval_step, make_train_step

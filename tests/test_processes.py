@@ -18,10 +18,10 @@ from jaxpar import pretrain
 from jaxpar.checkpoint.verified import Check
 from jaxpar.data import loader
 from jaxpar.errors import UserError
+from jaxpar.metrics.metrics_file import read_metrics
 from jaxpar.partition import cluster, devices
 from jaxpar.run import fitting
 from jaxpar.run.directory import RunDir
-from jaxpar.run.metrics_file import read_metrics
 from tests.processes import (
     exit_statuses,
     losses,

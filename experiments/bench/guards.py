@@ -21,8 +21,8 @@ from experiments.quickstart import experiment
 from jaxpar.data.loader import batches
 from jaxpar.guard import limits, manifest, replicas, watchdog
 from jaxpar.guard.stopping import for_command
-from jaxpar.partition.devices import choose_devices
 from jaxpar.run.directory import RunDir
+from jaxpar.run.placing import place
 from jaxpar.train import step as step_module
 from jaxpar.train.loop import fit
 from jaxpar.train.nonfinite import make_finder
@@ -109,7 +109,7 @@ def finite_step_seconds(placed: Any) -> tuple[float, float]:
 
 def main() -> None:
     """Prints a line for each guard."""
-    placed = experiment.layout.on(choose_devices(experiment.layout))
+    placed = place(experiment)
     step, unchecked = finite_step_seconds(placed)
     state = create(experiment.recipe(), placed, seed=0)
     every, saves = experiment.check_replicas, experiment.save_every

@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxpar.run.metrics_file import read_metrics
+from jaxpar.metrics.metrics_file import read_metrics
 
 EXPERIMENT = Path(__file__).with_name("tiny.py")
 STEPS_APART = 8

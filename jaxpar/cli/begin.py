@@ -24,12 +24,14 @@ def start_processes(asked: options.Many) -> None:
 
 def use_compile_cache(wanted: bool) -> None:
     """Keeps compiled programs for the next command, if that is wanted."""
+    import jax
+
+    from jaxpar import cache
+
+    # `main` turns the cache on, too, but for where JAX may not use one.
+    jax.config.update("jax_enable_compilation_cache", wanted)
     if wanted:
-        import jax
-
-        from jaxpar.cache import root
-
-        jax.config.update("jax_compilation_cache_dir", str(root() / "compiled"))
+        cache.keep_programs()
 
 
 @contextlib.contextmanager

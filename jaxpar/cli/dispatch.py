@@ -1,13 +1,21 @@
 """Dispatch of a verb (subcommand), and what is printed of an error."""
 
+import difflib
 import sys
 import traceback
 from collections.abc import Sequence
 
+import jaxpar
 from jaxpar.checkpoint import library_warnings
 from jaxpar.cli.verbs import VERBS
-from jaxpar.errors import UserError, exit_status, one_line
+from jaxpar.errors import JaxparError, UserError, exit_status, one_line
 from jaxpar.guard.stopping import status_of
+
+STATUSES = (
+    "0 done, 1 failed, 2 wrong request, 3 damaged data, 4 no usable checkpoint,\n"
+    "  42 nothing finished, 43 not finite, 44 copies differ, 75 stopped and saved,\n"
+    "  130 and 143 ended by a signal with nothing unsaved; README.md has more"
+)
 
 
 def dispatch(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +34,9 @@ def dispatch(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # The outermost boundary: one line, and a status.
         if "--debug" in args:
             traceback.print_exc()
-        print(f"jaxpar: {one_line(error)}", file=sys.stderr)
+        unknown = not isinstance(error, JaxparError) and "--debug" not in args
+        hint = " (--debug shows where)" if unknown else ""
+        print(f"jaxpar: {one_line(error)}{hint}", file=sys.stderr)
         return _leave(exit_status(error))
 
 
@@ -34,11 +44,30 @@ def _run_verb(args: list[str]) -> int | None:
     if not args or args[0] in ("-h", "--help"):
         print(_help())
         return 0
+    if args[0] == "--version":
+        print(_version())
+        return 0
+    from jaxpar.sources.patterns import BESIDE
+
+    BESIDE.set(None)
     for name, verb in VERBS.items():
         words = name.split()
         if args[: len(words)] == words:
             return verb.run(args[len(words) :])
-    raise UserError(f"There is no verb {args[0]!r}; there are {', '.join(VERBS)}.")
+    # Of a verb of two words, one may be missing.
+    near = difflib.get_close_matches(" ".join(args[:2]), VERBS, 1, 0.7)
+    near = near or difflib.get_close_matches(args[0], VERBS, 1)
+    hint = f"; did you mean `jaxpar {near[0]}`?" if near else "."
+    raise UserError(f"There is no verb {args[0]!r}{hint} There are {', '.join(VERBS)}.")
+
+
+def _version() -> str:
+    """The versions that a bug report needs; the library itself is not imported."""
+    import platform
+    from importlib.metadata import version
+
+    python = platform.python_version()
+    return f"jaxpar {jaxpar.__version__} (jax {version('jax')}, Python {python})"
 
 
 def _help() -> str:
@@ -51,6 +80,9 @@ def _help() -> str:
             *rows,
             "",
             "`jaxpar VERB EXPERIMENT --help` lists every field of that experiment.",
+            "`jaxpar --version` prints the versions.",
+            "",
+            f"exit status: {STATUSES}",
         ]
     )
 

@@ -9,10 +9,11 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import tyro
 
+from jaxpar.cli.choices import choices, choose
 from jaxpar.errors import UserError
 
 FIELD = "experiment"
@@ -22,8 +23,9 @@ def load(path: str | Path) -> ModuleType:
     """A Python file as a module; it may import its neighbours, as a script may."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"There is no file {path}; name a Python file.")
-    name = f"jaxpar_experiment_{path.stem}"
+        what = "is a directory" if path.is_dir() else "is no file"
+        raise UserError(f"{path} {what}; name the Python file of an experiment.")
+    name = _module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is not a Python file; its name must end in .py.")
@@ -31,6 +33,10 @@ def load(path: str | Path) -> ModuleType:
         if folder not in sys.path:
             # At the end: a neighbour never hides an installed module.
             sys.path.append(folder)
+    from jaxpar.sources.patterns import BESIDE
+
+    if BESIDE.get() is None:  # The experiment's own file is loaded before others.
+        BESIDE.set(path.resolve().parent)
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their own module up here.
     sys.modules[name] = module
@@ -45,12 +51,42 @@ def load(path: str | Path) -> ModuleType:
     return module
 
 
+def _module_name(path: str | Path) -> str:
+    return f"jaxpar_experiment_{Path(path).stem}"
+
+
 def load_experiment(path: str | Path, *kinds: type) -> Any:
     """The value `experiment` that a file defines, of one of these classes.
 
     Older files call it `run`, which is still accepted.
     """
-    defined = vars(load(path))
+    return _experiment_in(load(path), path, *kinds)
+
+
+def with_flags(
+    kind: type, args: list[str], prog: str, file: str, *experiments: type
+) -> Any:
+    """Options, with an experiment's value as the flags change it.
+
+    kind: the class of the options. experiments: the classes that the value may have.
+    """
+    module = load(file)
+    experiment = _experiment_in(module, file, *experiments)
+    own = _classes_of(module)
+    return parse(kind, args, prog=f"{prog} {file}", experiment=experiment, own=own)
+
+
+def events_of(file: str | Path) -> Any:
+    """The value `events` of an experiment's file that is loaded; () where it has none.
+
+    These are events of the user's own, which run in every process.
+    """
+    return vars(sys.modules[_module_name(file)]).get("events", ())
+
+
+def _experiment_in(module: ModuleType, path: str | Path, *kinds: type) -> Any:
+    """The value that `load_experiment` finds, of a file that is loaded."""
+    defined = vars(module)
     names = " or ".join(_concrete_names(kinds))
     found = [name for name in ("experiment", "run") if name in defined]
     if not found:
@@ -74,13 +110,20 @@ def _concrete_names(kinds: Sequence[type]) -> list[str]:
 
 
 def classes_in(files: Sequence[Path]) -> tuple[type, ...]:
-    """The dataclasses that the files named by --import hold."""
-    found = [value for file in files for value in vars(load(file)).values()]
-    return tuple(
-        value
-        for value in found
-        if isinstance(value, type) and dataclasses.is_dataclass(value)
-    )
+    """The dataclasses that the files named by --import hold.
+
+    Where a file holds an experiment, those that its value is made of are among them.
+    """
+    return tuple(kind for file in files for kind in _classes_of(load(file)))
+
+
+def _classes_of(module: ModuleType) -> tuple[type, ...]:
+    from jaxpar.run.directory import classes_of
+
+    found = vars(module)
+    used = classes_of(found.get("experiment", found.get("run")))
+    defined = [each for each in found.values() if isinstance(each, type)]
+    return tuple(each for each in (*used, *defined) if dataclasses.is_dataclass(each))
 
 
 def split_first(
@@ -95,14 +138,25 @@ def split_first(
 
 
 def parse(
-    options: type, args: Sequence[str], *, prog: str, experiment: Any = None
+    options: type,
+    args: Sequence[str],
+    *,
+    prog: str,
+    experiment: Any = None,
+    own: Sequence[type] = (),
 ) -> Any:
     """Options from flags; an experiment's fields are flags, too, by their path.
 
+    own: classes of the user's, which fields may be chosen to have.
+
     Raises UserError of one line; --help prints and raises SystemExit.
     """
-    registry = tyro.constructors.ConstructorRegistry()
+    registry, description = tyro.constructors.ConstructorRegistry(), ""
     if experiment is not None:
+        taken = [field.name for field in dataclasses.fields(options)]
+        experiment, args = choose(experiment, args, own, taken=taken)
+        described = "\n".join(map(str, choices(experiment, own)))
+        description = f"A class is chosen before its fields:\n\n{described}"
         registry.primitive_rule(_layout_rule)
         # Its own class gives the flags, whatever the fields are annotated with.
         kind = Annotated[type(experiment), tyro.conf.arg(name="")]
@@ -114,7 +168,11 @@ def parse(
     try:
         with contextlib.redirect_stderr(written):
             return tyro.cli(
-                options, prog=prog, args=args, registry=registry, description=""
+                options,
+                prog=prog,
+                args=args,
+                registry=registry,
+                description=description,
             )
     except SystemExit as stop:
         if not stop.code:
@@ -125,15 +183,15 @@ def parse(
 def _layout_rule(
     info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec | None:
-    from jaxpar.partition.layout import Layout
+    from jaxpar.partition.auto_layout import AnyLayout, parse_layout
 
-    if info.type is not Layout:
+    if info.type not in (AnyLayout, *get_args(AnyLayout)):
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="LAYOUT",
-        instance_from_str=lambda words: Layout.parse(words[0]),
-        is_instance=lambda value: isinstance(value, Layout),
+        instance_from_str=lambda words: parse_layout(words[0]),
+        is_instance=lambda value: isinstance(value, AnyLayout),
         str_from_instance=lambda layout: [layout.spelling],
     )
 

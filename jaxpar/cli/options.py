@@ -2,10 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from jaxpar.errors import UserError
 from jaxpar.guard.stopping import GRACE_SECONDS
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -51,6 +52,12 @@ class Checked(Options):
     strict: Switch = False
     """Refuse a damaged or unverifiable checkpoint; do not go back to an older one."""
 
+    def as_check(self) -> Any:
+        """The same as a value of jaxpar.checkpoint.verified.Check."""
+        from jaxpar.checkpoint.verified import Check
+
+        return Check(self.verify, self.strict)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(Many, Checked):
@@ -77,6 +84,14 @@ class FromRun(Checked):
     imports: Imports = ()
     """Files that define the classes which that run's config.json names."""
 
+    def chosen_step(self) -> int | str | None:
+        """The step as a number, "best" or "newest"; None where none is chosen."""
+        if self.step is None or self.step in ("best", "newest"):
+            return self.step
+        if not self.step.isdigit():
+            raise UserError(f"--step {self.step}: it must be a number, best or newest.")
+        return int(self.step)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneRun(Train, FromRun):
@@ -84,15 +99,23 @@ class FinetuneRun(Train, FromRun):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Show(Answer):
-    """What `show` takes besides the experiment's own fields."""
+class Look(Answer):
+    """What every verb takes that looks at an experiment, besides its own fields."""
 
     imports: Imports = ()
     """Files that define the classes which a fine-tune's source run names."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Verify(Show):
+class Show(Look):
+    """What `show` takes besides the experiment's own fields."""
+
+    plot: Path | None = None
+    """Write the picture of what each device holds to this file: .png, .svg or .pdf."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verify(Look):
     """What `verify` takes besides the experiment's own fields."""
 
     full: Switch = False
@@ -146,3 +169,14 @@ class Generate(Open):
     """Draw among the likeliest tokens that together have this probability."""
     seed: int = 0
     """Where the randomness of drawing starts."""
+
+    def numbers(self) -> list[int] | None:
+        """The given token ids as numbers; None where none are given."""
+        if self.token_ids is None:
+            return None
+        try:
+            return [int(word) for word in self.token_ids.split(",")]
+        except ValueError:
+            raise UserError(
+                f"--token-ids {self.token_ids}: it must be numbers, as in 1,2,3."
+            ) from None

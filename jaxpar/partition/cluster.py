@@ -5,6 +5,7 @@ so it works before a backend starts, and adds no collective between training ste
 """
 
 import contextlib
+import functools
 import importlib.util
 import itertools
 import json
@@ -19,7 +20,8 @@ import jax
 from jax._src import distributed
 
 from jaxpar.errors import OtherProcessFailed, UserError, exit_status, one_line
-from jaxpar.partition import launchers
+from jaxpar.partition import launchers, waiting
+from jaxpar.tables import for_messages
 
 HEARTBEAT_SECONDS = 100
 """A process counts as dead once it has sent no heartbeat for this long."""
@@ -134,7 +136,8 @@ def broadcast(value: T) -> T:
     client, key = _client(), f"jaxpar/{next(_rounds)}"
     if is_first():
         client.key_value_set(key, json.dumps(value))
-    return json.loads(client.blocking_key_value_get(key, WAIT_MS))
+    with _waiting(key):
+        return json.loads(client.blocking_key_value_get(key, WAIT_MS))
 
 
 def gather(value: Any) -> list[Any]:
@@ -148,12 +151,12 @@ def gather(value: Any) -> list[Any]:
         return [value]
     client, key = _client(), f"jaxpar/{next(_rounds)}"
     client.key_value_set(f"{key}/{index()}", json.dumps(value))
-    if is_first():
-        texts = [
-            client.blocking_key_value_get(f"{key}/{i}", WAIT_MS) for i in range(count())
-        ]
-        client.key_value_set(f"{key}/all", f"[{','.join(texts)}]")
-    everything = client.blocking_key_value_get(f"{key}/all", WAIT_MS)
+    with _waiting(key):
+        if is_first():
+            keys = [f"{key}/{i}" for i in range(count())]
+            texts = [client.blocking_key_value_get(each, WAIT_MS) for each in keys]
+            client.key_value_set(f"{key}/all", f"[{','.join(texts)}]")
+        everything = client.blocking_key_value_get(f"{key}/all", WAIT_MS)
     client.wait_at_barrier(f"{key}/read", WAIT_MS)
     if is_first():
         client.key_value_delete(f"{key}/")
@@ -179,7 +182,8 @@ def synchronized() -> Iterator[None]:
     if failure is not None:
         report = json.dumps([one_line(failure), exit_status(failure)])
         client.key_value_set(f"{barrier}/{index()}", report)
-    client.wait_at_barrier(barrier, WAIT_MS)
+    with _waiting(barrier):
+        client.wait_at_barrier(barrier, WAIT_MS)
     if failure is not None:
         raise failure
     for key, report in client.key_value_dir_get(barrier):
@@ -203,6 +207,8 @@ def first_then_others(work: Callable[[], T]) -> T:
 def print_once(*text: str, **options: Any) -> None:
     """Prints on process 0 only; takes what `print` takes."""
     if is_first():
+        if options.get("file") is sys.stderr:
+            options["file"] = for_messages()
         print(*text, **options)
 
 
@@ -255,11 +261,34 @@ def _initialize_on_tpu_pod() -> None:
 def _initialize(**options: Any) -> None:
     # Its handler of SIGTERM would take the place of jaxpar's: guard/stopping.py.
     jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=LEAVE_SECONDS,
-        **options,
+    state = distributed.global_state
+    greetings = waiting.Greetings(
+        lambda: (state.coordinator_address, state.num_processes, state.process_id)
     )
+    with waiting.said(greetings.exchange, greetings.whom):
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=LEAVE_SECONDS,
+            **options,
+        )
+
+
+def _waiting(key: str) -> contextlib.AbstractContextManager[None]:
+    """A block that waits for others at a key: the first that waits says for whom."""
+    client, prefix = _client(), f"jaxpar/waiting/{key}/"
+
+    @functools.cache
+    def arrive() -> None:
+        client.key_value_set(f"{prefix}{index()}", "1")
+
+    def whom() -> str:
+        keys = [each for each, _ in client.key_value_dir_get(prefix)]
+        here = {int(each.rpartition("/")[2]) for each in keys}
+        gone = waiting.missing(count(), here)
+        says = gone and min(here) == index()
+        return f"Process {index()} waits for process {gone}." if says else ""
+
+    return waiting.said(arrive, whom)
 
 
 def _client() -> Any:

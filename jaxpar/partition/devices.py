@@ -1,15 +1,23 @@
 """Choice of devices for a layout; the only code that asks which devices there are."""
 
 import contextlib
+import functools
+import importlib.util
 import os
+import re
 import sys
 from typing import Any
 
 import jax
 
-from jaxpar.errors import UserError
+from jaxpar.errors import UserError, one_line
 from jaxpar.partition import cluster
 from jaxpar.partition.layout import Layout
+
+CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+"""The modules by which jax computes on NVIDIA devices."""
+XLA_FLAG = r"--xla_force_host_platform_device_count=(\d+)"
+"""The older way to simulate devices, in XLA_FLAGS."""
 
 
 def simulate_devices(n: int) -> None:
@@ -50,16 +58,10 @@ def choose_devices(
         raise UserError(
             f"Layout {layout.spelling} needs {need} devices; --devices says {devices}."
         )
-    simulates_unasked = devices is None and _cpu_only() and need > 1
-    if _cpu_only():
-        # Fails once a backend runs; then the visible devices are checked below.
-        with contextlib.suppress(RuntimeError):
-            simulate_devices(devices or need)
-    visible = jax.devices()
+    simulates_unasked = devices is None and without_accelerator() and need > 1
+    visible = visible_devices(devices or need)
     if simulates_unasked and len(visible) >= need:
-        cluster.print_once(
-            f"No accelerator: simulating {need} devices on the CPU.", file=sys.stderr
-        )
+        say_once(f"No accelerator: simulating {need} devices on the CPU.")
         visible = visible[:need]
     if len(visible) < need:
         raise UserError(
@@ -76,15 +78,64 @@ def choose_devices(
     return list(visible[:need])
 
 
-def _cpu_only() -> bool:
-    """Whether JAX will run on the CPU; does not start a backend to find out."""
-    platforms = getattr(jax.config, "jax_platforms", None) or os.environ.get(
-        "JAX_PLATFORMS", ""
-    )
-    if platforms:
+def visible_devices(devices: int | None = None) -> list[Any]:
+    """The devices that there are; on a CPU as many as are simulated.
+
+    devices: how many CPU devices to simulate first, unless a backend already runs.
+
+    Raises:
+      UserError: JAX cannot start the platform that JAX_PLATFORMS names.
+    """
+    if devices is not None and without_accelerator():
+        # Fails once a backend runs; then what is visible is what there is.
+        with contextlib.suppress(RuntimeError):
+            simulate_devices(devices)
+    try:
+        return jax.devices()
+    # An empty AssertionError where a platform is named and its plugin is not there.
+    except (RuntimeError, AssertionError) as error:
+        why = f" ({one_line(error)})" if str(error) else ""
+        raise UserError(
+            f"JAX_PLATFORMS={_platforms() or 'unset'}: JAX can use no such device "
+            f"here{why}. Unset it, or say cpu; GPUs need jax's extra cuda12 or cuda13, "
+            "TPUs its extra tpu."
+        ) from error
+
+
+def simulated_devices() -> int:
+    """How many CPU devices all processes were set to simulate; 0 where none was."""
+    flag = re.search(XLA_FLAG, os.environ.get("XLA_FLAGS", ""))
+    config: Any = jax.config
+    own = max(config.jax_num_cpu_devices, int(flag[1]) if flag else 0)
+    return max(own, 0) * cluster.count()
+
+
+def without_accelerator() -> bool:
+    """Whether JAX will run on the CPU; does not start a backend to find out.
+
+    Says what to install where there is an NVIDIA device that JAX cannot use.
+    """
+    if platforms := _platforms():
         return platforms.split(",")[0] == "cpu"
-    return not (
-        os.path.exists("/dev/nvidiactl")
-        or os.path.exists("/dev/accel0")
-        or os.path.exists("/dev/vfio/0")
+    if os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0"):
+        return False
+    if not os.path.exists("/dev/nvidiactl"):
+        return True
+    if any(map(importlib.util.find_spec, CUDA_PLUGINS)):
+        return False
+    say_once(
+        "There is an NVIDIA device, and the installed jax knows CPUs alone: "
+        'pip install -e ".[cuda12]" (or cuda13) brings what it needs.'
     )
+    return True
+
+
+def _platforms() -> str:
+    asked = getattr(jax.config, "jax_platforms", None)
+    return asked or os.environ.get("JAX_PLATFORMS", "")
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Says something on stderr, once in a process."""
+    cluster.print_once(text, file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,16 +10,17 @@ from typing import Any, NoReturn
 
 from jaxpar.checkpoint import step_directories, verified
 from jaxpar.checkpoint.manager import Checkpoints
+from jaxpar.checkpoint.paths import run_path
 from jaxpar.checkpoint.verified import Check
-from jaxpar.config import differences, fingerprint, from_json, to_json
+from jaxpar.config import Spelled, differences, fingerprint, from_json, to_json
 from jaxpar.errors import NoUsableCheckpoint, UserError
 from jaxpar.experiment import CLASSES, Experiment
+from jaxpar.guard.lock import require_writable
+from jaxpar.guard.sealed_json import read_json, write_json
 from jaxpar.run import formats
 from jaxpar.run.formats import E
-from jaxpar.run.paths import run_path
 from jaxpar.run.receipt import Receipt
 from jaxpar.run.saved_steps import SavedSteps
-from jaxpar.run.sealed_json import read_json, write_json
 from jaxpar.train.converge import Never, StopRule
 
 Step = int | str | None
@@ -70,6 +72,11 @@ class RunDir:
     def tokenizer_dir(self) -> Path:
         """The tokenizer that made its rows."""
         return self.path / "tokenizer"
+
+    def require_writable(self) -> None:
+        """Refuses a run that cannot be written; see jaxpar.guard.lock."""
+        folders = self.path, self.checkpoints_dir, self.tensorboard_dir
+        require_writable(*folders, appended=self.metrics_path)
 
     def exists(self) -> bool:
         """Whether a run has been started here."""
@@ -229,13 +236,25 @@ class RunDir:
                 f"{self.config_path} has the format {stored.get('format')!r}; this "
                 f"jaxpar reads formats 1 to {formats.FORMAT}: open it with a newer one."
             ) from error
-        experiment = from_json(config, {**CLASSES, **{c.__name__: c for c in classes}})
+        known = {**CLASSES, **{c.__name__: c for c in classes}}
+        try:
+            experiment = from_json(config, known)
+        except UserError as error:
+            raise UserError(f"{error}{self._where_classes_are()}") from error
         if not isinstance(experiment, Experiment):
             raise UserError(
                 f"{self.config_path} holds no experiment but a "
                 f"{type(experiment).__name__}."
             )
         return started_in, experiment
+
+    def _where_classes_are(self) -> str:
+        """From which files the newest session took its classes, for a message."""
+        with contextlib.suppress(UserError):
+            files = next(iter(self.receipt.sessions()[-1:]), {}).get("files")
+            if files:
+                return f" It was trained with --import {shlex.join(files)}."
+        return ""
 
     def _refuse_another(self, experiment: Experiment) -> int:
         """The format in which this run was started, if it is of this experiment."""
@@ -247,6 +266,12 @@ class RunDir:
                 f"of its classes: {error} Choose another --run-dir, or leave it out."
             ) from error
         found = differences(experiment, theirs)
+        if isinstance(experiment.stop, Never) and isinstance(theirs.stop, Never):
+            # Only a stopping rule reads evaluations, so no number depends on when.
+            found = [
+                dataclasses.replace(d, free=d.free or d.path == "eval_every")
+                for d in found
+            ]
         wrong = [str(d) for d in found if not d.free]
         if not wrong:
             return started_in
@@ -267,5 +292,7 @@ def classes_of(value: Any) -> tuple[type, ...]:
     """The classes that a configuration is made of, a user's own among them."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return ()
+    if isinstance(value, Spelled):  # A configuration has its text alone.
+        return (type(value),)
     inner = (getattr(value, f.name) for f in dataclasses.fields(value))
     return (type(value), *(c for item in inner for c in classes_of(item)))

@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxpar.checkpoint.verified import Check
 from jaxpar.data import tokenizer
 from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.errors import UserError
 from jaxpar.experiment import Experiment
 from jaxpar.partition import cluster
-from jaxpar.partition.devices import choose_devices, simulate_devices
+from jaxpar.partition.devices import choose_devices, visible_devices
 from jaxpar.partition.layout import Layout, Placed, as_layout
 from jaxpar.run.directory import RunDir, Step
 from jaxpar.train.state import Recipe
@@ -84,7 +82,7 @@ def open_run(
     run_dir = RunDir(path)
     experiment = run_dir.open(*classes)
     # Orbax starts the backend, after which no devices can be simulated.
-    placed = place_for_reading(experiment.layout, layout, devices)
+    placed = place_for_reading(layout_of(run_dir, experiment), layout, devices)
     step = cluster.broadcast(
         run_dir.choose_step(step, rule=experiment.stop, check=check)
     )
@@ -94,6 +92,14 @@ def open_run(
         params = checkpoints.restore_params(step, recipe.target(placed).params)
         bound = checkpoints.bound(step)
     return OpenRun(run_dir, experiment, recipe, placed, params, step, bound)
+
+
+def layout_of(run_dir: RunDir, experiment: Experiment) -> Layout:
+    """The layout of a run's newest session: as its experiment names it, or chosen."""
+    if isinstance(experiment.layout, Layout):
+        return experiment.layout
+    sessions = run_dir.receipt.sessions()
+    return Layout.parse(sessions[-1].get("layout", "data=1") if sessions else "data=1")
 
 
 def place_for_reading(
@@ -108,11 +114,7 @@ def place_for_reading(
     if asked is not None:
         layout = as_layout(asked)
         return layout.on(choose_devices(layout, devices, may_idle=True))
-    if devices is not None:
-        # Fails once a backend runs; then what is visible is what there is.
-        with contextlib.suppress(RuntimeError):
-            simulate_devices(devices)
-    visible = jax.devices()
+    visible = visible_devices(devices)
     if len(visible) == own.n_devices:
         return own.on(visible)
     if len(visible) > 1:

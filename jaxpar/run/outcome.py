@@ -17,7 +17,7 @@ class Outcome:
 
     best: the best evaluation that the stopping rule has seen. interrupted: a signal
     ended it; the state was saved. xz: nats per byte of xz -9 on the held-out bytes.
-    time: where the run's time went, in words.
+    time: where the run's time went, in words. commands: what can be typed next.
     """
 
     step: int
@@ -27,15 +27,19 @@ class Outcome:
     interrupted: bool
     xz: float | None
     time: str = ""
+    unit: str = "nats/token"
+    """Of the best evaluation: what the stopping rule watches."""
+    commands: tuple[str, ...] = ()
 
-    def report(self, run_dir: RunDir, *, next_commands: str) -> int:
+    def report(self, run_dir: RunDir) -> int:
         """Prints where the run is and what can be done next; the exit status."""
         for line in self._lines(run_dir):
             cluster.print_once(line)
         if self.interrupted:
             cluster.print_once("The same command goes on from there.")
             return STOPPED_ON_REQUEST
-        cluster.print_once(f"Next:\n{next_commands}")
+        if self.commands:
+            cluster.print_once("\n  ".join(("Next:", *self.commands)))
         return 0
 
     def _lines(self, run_dir: RunDir) -> list[str]:
@@ -48,9 +52,15 @@ class Outcome:
                 f"{_decimals(score['nats_per_byte'])} nats/byte{beside}; "
                 f"{_decimals(score['nats_per_token'])} nats/token."
             )
+        if score and "objective" in score:
+            value = score["objective"]
+            lines.append(
+                f"Its own objective, {score['objective_name']}: "
+                f"{'not finite' if value is None else f'{value:.4f}'}."
+            )
         if best := self.best:
             lines.append(
-                f"Best at step {best['step']}: {best['loss']:.4f} nats/token; its "
+                f"Best at step {best['step']}: {best['loss']:.4f} {self.unit}; its "
                 "checkpoint is kept, and is the one that evaluate and generate take."
             )
         return [*lines, self.time] if self.time else lines
@@ -83,6 +93,8 @@ def why_ended(experiment: Experiment, step: int, history: History) -> str:
 def unfinished(schedule: Schedule, step: int, decay_from: int) -> str:
     """What to say where the steps ended before the learning rate's decay did."""
     ends = schedule.ends(decay_from)
+    if ends is None and schedule.ends(step) is None:
+        return ""  # It never decays, whatever a rule asks for.
     if ends is None:
         return (
             "; the learning rate has not begun to decay, which it does once the "

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxpar.checkpoint.verified import Check
@@ -12,12 +12,14 @@ from jaxpar.config import to_json
 from jaxpar.data.prepare import Prepared
 from jaxpar.errors import UserError
 from jaxpar.experiment import Experiment
+from jaxpar.guard.lock import RunLock
+from jaxpar.guard.session_time import TimeAccount
 from jaxpar.partition import cluster
 from jaxpar.partition.layout import Placed
 from jaxpar.run.directory import RunDir
-from jaxpar.run.lock import RunLock
 from jaxpar.run.origin import Origin
-from jaxpar.run.time_account import TimeAccount
+from jaxpar.run.own_events import OwnEvents
+from jaxpar.tree import flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,20 @@ class Session:
     check: Check = Check()
     time: TimeAccount = dataclasses.field(default_factory=TimeAccount)
     """The account of its time."""
+    events: OwnEvents = ()
+    """Events of the user's own."""
+
+    def __str__(self) -> str:
+        """What the session will do, for whoever started it."""
+        experiment, devices = self.experiment, self.placed.mesh.devices
+        shapes = flatten(experiment.recipe().anatomy.shapes).values()
+        rows, seq_len = experiment.data.batch_size, experiment.data.seq_len
+        return (
+            f"{self.run_dir.path}: {sum(leaf.size for leaf in shapes):,} parameters, "
+            f"{experiment.num_steps:,} steps of {rows * seq_len:,} tokens ({rows} rows "
+            f"of {seq_len:,}), on {devices.size} x {devices.flat[0].device_kind} as "
+            f"{self.placed.layout.spelling}."
+        )
 
 
 def refuse_misfits(experiment: Experiment, prepared: Prepared | None = None) -> None:
@@ -59,13 +75,29 @@ def require_agreement(experiment: Experiment, run_dir: RunDir) -> None:
     )
 
 
+def _say_changed_layout(run_dir: RunDir, layout: str) -> None:
+    """Says where a session goes on with another layout than the one before it."""
+    sessions = run_dir.receipt.sessions()
+    before = sessions[-1].get("layout", layout) if sessions else layout
+    if before != layout:
+        cluster.print_once(
+            f"Layout {layout} from here on; {run_dir.path} was on {before} so far. The "
+            "rows stay the same, sums of float32 may round otherwise."
+        )
+
+
 @contextlib.contextmanager
 def claimed(
-    session: Session, *, source_file: Path | None, start_from: Origin | None
+    session: Session,
+    files: Sequence[Path] = (),
+    *,
+    source_file: Path | None,
+    start_from: Origin | None,
 ) -> Iterator[None]:
     """The run's directory, locked for one writer, with its receipt written.
 
-    Process 0 does it for all, and the others check that they see it.
+    files: those that define the experiment and its classes. Process 0 does it for all,
+    and the others check that they see it.
     """
     run_dir, data = session.run_dir, session.prepared.description
     facts = {} if start_from is None else start_from.facts
@@ -80,7 +112,9 @@ def claimed(
                     )
                 session.prepared.tokenizer.save(run_dir.tokenizer_dir)
                 layout = session.placed.layout.spelling
-                run_dir.receipt.add(layout=layout, data=data, **facts)
+                _say_changed_layout(run_dir, layout)
+                paths = [str(file.absolute()) for file in files]
+                run_dir.receipt.add(layout=layout, data=data, files=paths, **facts)
         with cluster.synchronized():
             if not run_dir.exists():
                 raise UserError(

@@ -1,28 +1,31 @@
 """Training inside a run directory, from the start or from the newest checkpoint."""
 
 import contextlib
+import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jaxpar.checkpoint import verified
 from jaxpar.checkpoint.verified import Check
-from jaxpar.data import both_parts
+from jaxpar.data.prepare import in_words
 from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.guard import phases, stopping
+from jaxpar.guard.session_time import TimeAccount
 from jaxpar.guard.stopping import StopRequest, Unsaved
 from jaxpar.partition import cluster
 from jaxpar.partition.layout import Placed
 from jaxpar.run.directory import RunDir
 from jaxpar.run.fitting import Steps, fit_run, make_steps, outcome_of
 from jaxpar.run.formats import E
+from jaxpar.run.next_commands import next_commands
 from jaxpar.run.opening import tokenizer_of
 from jaxpar.run.origin import Origin
 from jaxpar.run.outcome import Outcome, why_finished
+from jaxpar.run.own_events import OwnEvents, require_events
 from jaxpar.run.rewind import go_back
 from jaxpar.run.session import Session, claimed, refuse_misfits
-from jaxpar.run.time_account import TimeAccount
-from jaxpar.run.writable import require_writable
+from jaxpar.run.time_account import kept_in
 from jaxpar.train import out_of_memory
 from jaxpar.train.spikes import GoBack
 from jaxpar.train.state import TrainState
@@ -37,13 +40,15 @@ def train_run(
     source_file: Path | None = None,
     tokenizer: Tokenizer | None = None,
     start_from: Origin | None = None,
+    imports: Sequence[Path] = (),
     check: Check | None = None,
+    events: OwnEvents = (),
 ) -> Outcome:
     """Trains to the end in a run directory, from its newest checkpoint or `begin()`.
 
     source_file: the experiment's file, kept as a receipt. tokenizer: the source run's,
-    of a fine-tune; start_from: which run that is, and its step. check: how a
-    checkpoint is verified before it is read.
+    of a fine-tune; start_from: which run that is, and its step; imports: the files that
+    define its classes. check: how a checkpoint is verified before it is read.
 
     Raises:
       UserError: whatever can be refused, before data is read where that is possible.
@@ -56,23 +61,29 @@ def train_run(
             f"{run_dir.path} was started by an older jaxpar, which read these files as "
             "plain text; it goes on with that."
         )
-    refuse_misfits(experiment)
-    require_writable(run_dir)
     experiment.recipe().abstract(placed.layout)
+    refuse_misfits(experiment)
+    require_events(events)
+    run_dir.require_writable()
     with phases.doing("prepare"):
         prepared = cluster.first_then_others(lambda: experiment.data.prepare(tokenizer))
     refuse_misfits(experiment, prepared)
-    cluster.print_once(both_parts.in_words(prepared.description), file=sys.stderr)
-    session = Session(experiment, run_dir, placed, prepared, check or Check(), time)
+    cluster.print_once(in_words(prepared.description), file=sys.stderr)
+    session = Session(
+        experiment, run_dir, placed, prepared, check or Check(), time, events
+    )
+    files = [file for file in (source_file, *imports) if file is not None]
     with (
-        claimed(session, source_file=source_file, start_from=start_from),
-        session.time.kept_in(run_dir.receipt, run_dir.metrics_path),
+        claimed(session, files, source_file=source_file, start_from=start_from),
+        kept_in(session.time, run_dir.receipt, run_dir.metrics_path),
         stopping.for_loop() as request,
     ):
+        cluster.print_once(str(session), file=sys.stderr)
         try:
-            return _train(session, lambda: begin(experiment), request)
+            outcome = _train(session, lambda: begin(experiment), request)
         finally:
             request.unsaved = Unsaved.NOTHING
+    return dataclasses.replace(outcome, commands=next_commands(session, files))
 
 
 def _train(
@@ -114,7 +125,15 @@ def _train_from_newest(
         run_dir.checkpoints(keep=experiment.keep, read_only=False, bound=bound)
     ) as checkpoints:
         if newest is None:
-            return fit_run(session, checkpoints, begin(), None, steps, request)
+            return fit_run(
+                session,
+                checkpoints,
+                begin(),
+                None,
+                steps,
+                request,
+                events=session.events,
+            )
         tokenizer_of(run_dir, newest, checkpoints.bound(newest))
         memory = checkpoints.memory(newest)
         if why := why_finished(experiment, newest, memory):
@@ -124,4 +143,6 @@ def _train_from_newest(
         target = experiment.recipe().target(session.placed)
         with phases.doing("restore"):
             state, memory = checkpoints.restore(newest, target)
-        return fit_run(session, checkpoints, state, memory, steps, request)
+        return fit_run(
+            session, checkpoints, state, memory, steps, request, events=session.events
+        )

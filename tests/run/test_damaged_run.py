@@ -14,11 +14,11 @@ from jaxpar.data.tokenizer import BPE
 from jaxpar.errors import NoUsableCheckpoint, UserError
 from jaxpar.experiment import Finetune, Pretrain
 from jaxpar.generate.answer import main as answer
+from jaxpar.metrics.metrics_file import read_metrics
 from jaxpar.models import sizes
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
 from jaxpar.run.directory import RunDir
-from jaxpar.run.metrics_file import read_metrics
 
 OLD = Path(__file__).parent.parent / "formats" / "1" / "run"
 MODEL = sizes.llama(

@@ -7,16 +7,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxpar.config import fingerprint
 from jaxpar.data.source import Text
 from jaxpar.data.tokenizer import Bytes
 from jaxpar.errors import UserError
 from jaxpar.experiment import Finetune, Pretrain
+from jaxpar.guard.sealed_json import write_json
+from jaxpar.metrics.metrics_file import read_metrics
 from jaxpar.models import sizes
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
 from jaxpar.run.directory import RunDir, default_dir
-from jaxpar.run.metrics_file import read_metrics
-from jaxpar.run.sealed_json import write_json
 from jaxpar.train.converge import Converged, Never
 from jaxpar.train.state import TrainState
 
@@ -99,7 +100,7 @@ def test_what_is_no_run_is_said_to_be_none(tmp_path):
     for ask in (RunDir.open, lambda home: home.choose_step("newest")):
         with pytest.raises(UserError, match="is no run"):
             ask(RunDir(tmp_path / "absent"))
-    for text, said in (("{", "is no JSON"), ("[]", r"it holds \[\]")):
+    for text, said in (("{", "is not JSON"), ("[]", r"is not a JSON object \(\[\]")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match=said):
             RunDir(tmp_path).open()
@@ -186,3 +187,15 @@ def test_a_run_whose_path_orbax_can_read_is_read_though_no_new_one_is_made(tmp_p
 def test_a_directory_whose_name_is_not_utf8_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"caf\\udce9' is not UTF-8"):
         RunDir(tmp_path / "caf\udce9")
+
+
+def test_a_resumed_run_without_a_stopping_rule_may_evaluate_otherwise(tmp_path):
+    other = dataclasses.replace(RUN, eval_every=RUN.eval_every + 1)
+    run = RunDir(tmp_path / "run")
+    run.claim(RUN)
+    assert run.claim(other) and run.open() == other
+    assert fingerprint(other) != fingerprint(RUN)
+    ruled = RunDir(tmp_path / "ruled")
+    ruled.claim(dataclasses.replace(RUN, stop=Converged()))
+    with pytest.raises(UserError, match="eval_every"):
+        ruled.claim(dataclasses.replace(other, stop=Converged()))

@@ -13,9 +13,9 @@ import pytest
 from jaxpar import pretrain
 from jaxpar.data.order import order
 from jaxpar.errors import Diverged
+from jaxpar.metrics.metrics_file import read_metrics
 from jaxpar.run import fitting
 from jaxpar.run.directory import RunDir
-from jaxpar.run.metrics_file import read_metrics
 from jaxpar.train.step import make_train_step
 from tests.run.test_resumed_metrics import RUN
 

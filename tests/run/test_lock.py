@@ -8,11 +8,11 @@ import sys
 import pytest
 
 from jaxpar.errors import UserError
-from jaxpar.run.lock import RunLock
+from jaxpar.guard.lock import RunLock
 
 HOLD = """
 import sys, time
-from jaxpar.run.lock import RunLock
+from jaxpar.guard.lock import RunLock
 with RunLock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

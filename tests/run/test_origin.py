@@ -15,12 +15,12 @@ from jaxpar.config import fingerprint
 from jaxpar.data.source import Text
 from jaxpar.errors import UserError
 from jaxpar.experiment import Finetune, Pretrain
+from jaxpar.guard.sealed_json import write_json
 from jaxpar.models import sizes
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
 from jaxpar.run.directory import RunDir
 from jaxpar.run.origin import Source, begun_from
-from jaxpar.run.sealed_json import write_json
 
 DATA = Text("synthetic", seq_len=16, batch_size=8)
 OPTIM = AdamW(peak_lr=1e-3, warmup_steps=1, decay_steps=10)

@@ -15,13 +15,13 @@ from jaxpar.data.source import Text
 from jaxpar.errors import ReplicasDiffer, exit_status
 from jaxpar.experiment import Pretrain
 from jaxpar.guard import replicas
+from jaxpar.metrics.metrics_file import read_metrics
 from jaxpar.models import sizes
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
 from jaxpar.run import fitting
-from jaxpar.run.metrics_file import read_metrics
-from jaxpar.run.replica_check import CheckReplicas
 from jaxpar.train.loop import History
+from jaxpar.train.replica_check import CheckReplicas
 from jaxpar.train.state import TrainState
 from tests.guard.test_replicas import add_half, altered, with_leaf
 

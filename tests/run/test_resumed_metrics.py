@@ -12,10 +12,10 @@ import pytest
 from jaxpar import pretrain
 from jaxpar.data.source import Text
 from jaxpar.experiment import Pretrain
+from jaxpar.metrics.metrics_file import drop_rows_after, last_evaluation, read_metrics
 from jaxpar.models import sizes
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
-from jaxpar.run.metrics_file import drop_rows_after, last_evaluation, read_metrics
 from jaxpar.run.outcome import Outcome
 
 RUN = Pretrain(
@@ -112,6 +112,6 @@ def test_a_score_that_is_not_finite_is_reported(value, capsys):
     score = {"step": 4, "nats_per_byte": value, "nats_per_token": value}
     home = type("Home", (), {"path": "runs/x"})
     outcome = Outcome(4, "done", score, None, False, None)
-    assert outcome.report(home, next_commands="") == 0
+    assert outcome.report(home) == 0
     said = "not a finite number of nats/token" if value is None else "2.5000 nats/token"
     assert said in capsys.readouterr().out

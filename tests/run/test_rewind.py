@@ -17,9 +17,9 @@ from jaxpar.checkpoint.verified import Check
 from jaxpar.data.order import order
 from jaxpar.data.source import Text
 from jaxpar.errors import Diverged, NoUsableCheckpoint
+from jaxpar.metrics.metrics_file import read_metrics
 from jaxpar.run import fitting, rewind
 from jaxpar.run.directory import RunDir
-from jaxpar.run.metrics_file import read_metrics
 from jaxpar.run.rewind import go_back, skipped_at
 from jaxpar.train.objective import CausalLM
 from jaxpar.train.spikes import GoBack, Rewind, Spike, Warn
@@ -217,7 +217,7 @@ def test_a_run_that_is_killed_within_a_rewind_decides_again(
 
     run = dataclasses.replace(plan, on_spike=REWIND)
     with monkeypatch.context() as patch:
-        patch.setattr(rewind, "_add_to_receipt", killed)
+        patch.setattr(rewind, "_with_skipped", killed)
         with pytest.raises(Killed):
             pretrain.main(run, run_dir=tmp_path / "run")
     with monkeypatch.context() as patch:

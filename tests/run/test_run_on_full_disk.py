@@ -14,8 +14,8 @@ import pytest
 from jaxpar import pretrain
 from jaxpar.errors import JaxparError
 from jaxpar.metrics import sinks
+from jaxpar.metrics.metrics_file import read_metrics
 from jaxpar.run.directory import RunDir
-from jaxpar.run.metrics_file import read_metrics
 from tests.flags import FAST
 from tests.run.test_resumed_metrics import RUN
 from tests.small_disks import small_disk

@@ -12,11 +12,11 @@ from jaxpar import cache, evaluate, pretrain
 from jaxpar.data.source import Text
 from jaxpar.errors import UserError
 from jaxpar.experiment import Pretrain
+from jaxpar.guard.sealed_json import write_json
 from jaxpar.models import sizes
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
 from jaxpar.run.directory import RunDir
-from jaxpar.run.sealed_json import write_json
 from jaxpar.sources.registry import open_source
 
 LINES = [f"line {i} of a small text\n" for i in range(2_000)]

@@ -15,7 +15,6 @@ from jaxpar.errors import SaveFailed, UserError
 from jaxpar.experiment import Experiment
 from jaxpar.run.directory import RunDir
 from jaxpar.run.saving import Save
-from jaxpar.run.writable import require_writable
 from jaxpar.train.actions import Stop
 from jaxpar.train.loop import History
 from tests.checkpoint.test_full_disk import begin_and_fail, big
@@ -164,16 +163,16 @@ def test_a_file_or_directory_in_the_wrong_place_is_refused(tmp_path, bad, make):
         home.rmdir()
     make(home / bad if bad else home)
     with pytest.raises(UserError, match=f"{(home / bad).name}.* another --run-dir"):
-        require_writable(RunDir(home / "run"))
+        RunDir(home / "run").require_writable()
 
 
 @pytest.mark.skipif(not UNWRITABLE.parent.is_dir(), reason="needs Linux: /sys")
 def test_a_place_where_nothing_can_be_written_is_refused():
     for path in (UNWRITABLE, UNWRITABLE / "deep" / "run"):
         with pytest.raises(UserError, match="/sys cannot be written"):
-            require_writable(RunDir(path))
+            RunDir(path).require_writable()
 
 
 def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path):
-    require_writable(RunDir(tmp_path / "not" / "yet"))
+    RunDir(tmp_path / "not" / "yet").require_writable()
     assert list(tmp_path.iterdir()) == []

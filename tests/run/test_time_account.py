@@ -15,12 +15,13 @@ import pytest
 from jaxpar import atomic
 from jaxpar.guard.goodput import Leg, SessionTime
 from jaxpar.guard.phases import Phases
+from jaxpar.guard.sealed_json import write_json
+from jaxpar.guard.session_time import TimeAccount
+from jaxpar.metrics.metrics_file import last_evaluation, read_metrics
 from jaxpar.partition import cluster
 from jaxpar.run import time_account
-from jaxpar.run.metrics_file import last_evaluation, read_metrics
 from jaxpar.run.receipt import Receipt
-from jaxpar.run.sealed_json import write_json
-from jaxpar.run.time_account import NAME, TimeAccount, account_of
+from jaxpar.run.time_account import NAME, account_of, kept_in
 
 STARTED = "2026-01-01T00:00:00+0000"
 
@@ -49,7 +50,7 @@ def a_session(folder, clock, *, first, steps, fails=False):
     phases = Phases(clock)
     account = TimeAccount(phases, now=clock)
     rows = []
-    with account.kept_in(started(folder), folder / "metrics.jsonl"):
+    with kept_in(account, started(folder), folder / "metrics.jsonl"):
         clock.time += 3
         account.begin_at(first)
 
@@ -101,7 +102,7 @@ def test_sessions_add_up_and_lost_steps_are_counted(tmp_path, clock):
 def test_what_an_orderly_end_takes_is_not_lost(tmp_path, clock):
     phases = Phases(clock)
     account = TimeAccount(phases, now=clock)
-    with account.kept_in(started(tmp_path), tmp_path / "metrics.jsonl"):
+    with kept_in(account, started(tmp_path), tmp_path / "metrics.jsonl"):
         account.begin_at(0)
         with phases.doing("compute"):
             clock.time += 8
@@ -142,13 +143,15 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from jaxpar.guard import phases
+from jaxpar.guard.session_time import TimeAccount
 from jaxpar.run import time_account
 from jaxpar.run.receipt import Receipt
 
 time_account.EVERY_SECONDS = 0.05
-account = time_account.TimeAccount()
+account = TimeAccount()
 run = Path(sys.argv[1])
-with account.kept_in(Receipt(run / "receipt.json"), run / "metrics.jsonl"):
+receipt, metrics = Receipt(run / "receipt.json"), run / "metrics.jsonl"
+with time_account.kept_in(account, receipt, metrics):
     account.begin_at(0)
     with phases.doing("compute"):
         account.add_to({"step": 7})
@@ -217,7 +220,7 @@ def test_a_full_disk_costs_the_account_and_nothing_else(
     monkeypatch.setattr(time_account, "EVERY_SECONDS", 0.01)
     with monkeypatch.context() as patched:
         patched.setattr(atomic, "write_bytes", full)
-        with account.kept_in(receipt, tmp_path / "metrics.jsonl"):
+        with kept_in(account, receipt, tmp_path / "metrics.jsonl"):
             time.sleep(0.1)
     assert capsys.readouterr().err.count("No space left on device") == 1
     assert receipt.sessions() == [{"data": "same"}]
