@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxpar.checkpoint.verified import Check
 from jaxpar.data.loader import eval_batches
+from jaxpar.data.same_data import require_same_data
 from jaxpar.data.source import score
 from jaxpar.data.windows import Windows
 from jaxpar.partition import cluster
@@ -12,7 +13,6 @@ from jaxpar.partition.layout import Layout
 from jaxpar.run.directory import Step
 from jaxpar.run.opening import OpenRun, open_run
 from jaxpar.sources.patterns import BESIDE
-from jaxpar.train.same_data import require_same_data
 from jaxpar.train.scoring import per_token_and_byte, total_loss
 from jaxpar.train.step import make_eval_step
 

@@ -146,7 +146,7 @@ def test_every_entry_has_the_permissions_that_the_umask_leaves(
     finally:
         os.umask(previous)
     found = sorted((tmp_path / "cache").rglob("*"))
-    assert {"windows", "tokenizers", "records", "tokens.bin"} <= {p.name for p in found}
+    assert {"windows", "tokenizers", "tokens.bin"} <= {p.name for p in found}
     modes = {p: p.stat().st_mode & 0o777 for p in found}
     wanted = {p: (0o777 if p.is_dir() else 0o666) & ~umask for p in found}
     assert modes == wanted

@@ -17,6 +17,7 @@ COUNTS = {
     "stdlib": (6.0e6, 6.4e6),
     "converged": (38e3, 40e3),
     "own_model": (107e3, 108e3),
+    "own_event": (150e3, 160e3),
     "gpt2_124m": (124.0e6, 124.6e6),
     "llama_7b": (6.6e9, 6.9e9),
     "gpt3_175b": (174e9, 175e9),

@@ -89,7 +89,7 @@ def _prompt(session: Session) -> str:
 
 
 def _beginning(window: Window, tokens: Tokenizer, limit: int) -> str:
-    """The first line of a window's first document or prompt; "" where none fits."""
+    """The first line of words in a window's first document; "" where none fits."""
     ids = window.tokens.tolist()
     if tokens.bos_id not in ids:
         return ""
@@ -99,8 +99,9 @@ def _beginning(window: Window, tokens: Tokenizer, limit: int) -> str:
         ids, most = ids[:n_prompt], LONGEST_PROMPT
     if tokens.eos_id in ids:
         ids = ids[: ids.index(tokens.eos_id)]
-    lines = tokens.decode(ids).strip().splitlines() or [""]
-    text = lines[0].strip()
+    lines = [line.strip() for line in tokens.decode(ids).splitlines()]
+    # A line of quotes or dashes alone says little.
+    text = next((line for line in lines if any(map(str.isalnum, line))), "")
     if not text.isprintable() or "\ufffd" in text:
         return ""
     if len(text) > most:

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 
 from jaxpar.data.prepare import Prepared
+from jaxpar.data.same_data import require_same_data
 from jaxpar.errors import UserError
 from jaxpar.guard import goodput
 from jaxpar.guard.goodput import SessionTime
 from jaxpar.guard.sealed_json import read_json, write_json
-from jaxpar.train.same_data import require_same_data
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
