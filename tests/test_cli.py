@@ -8,6 +8,7 @@ import importlib
 import json
 import math
 import operator
+import os
 import re
 import subprocess
 import sys
@@ -481,3 +482,18 @@ def test_every_prompt_is_answered(capsys, monkeypatch, words, prompts):
     if len(prompts) > 1:  # A single one is written while it is generated.
         assert out.startswith("> a\nyes\n\n> b\nno\n\n")
     assert out.endswith("step: 1\n")
+
+
+def test_a_reader_that_has_enough_gets_no_error(tmp_path):
+    code = (
+        "import sys; from jaxpar.cli import main, verbs\n"
+        "def run(args):\n"
+        "    while True: print('x' * 1000)\n"
+        "verbs.VERBS['show'] = verbs.VERBS['show']._replace(run=run)\n"
+        "sys.exit(main(['show']))"
+    )
+    shell = f"{sys.executable} -c \"$CODE\" | head -c 1"
+    done = subprocess.run(
+        ["bash", "-c", shell], env={**os.environ, "CODE": code}, capture_output=True
+    )
+    assert (done.stdout, done.stderr) == (b"x", b"")

@@ -1,6 +1,7 @@
 """Dispatch of a verb (subcommand), and what is printed of an error."""
 
 import difflib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -31,6 +32,9 @@ def dispatch(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("jaxpar: interrupted", file=sys.stderr)
         return _leave(status_of("SIGINT"))
+    except BrokenPipeError as error:  # As of `| head`, which has read enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _leave(exit_status(error))
     except Exception as error:  # The outermost boundary: one line, and a status.
         if "--debug" in args:
             traceback.print_exc()

@@ -18,6 +18,7 @@ from jaxpar.data.windows import Items
 from jaxpar.errors import UserError
 from jaxpar.sources.corpus import Example
 from jaxpar.sources.duplicates import BothParts
+from jaxpar.tables import for_messages
 
 FORMAT = 1
 XZ_LIMIT = 100_000_000
@@ -88,6 +89,7 @@ def _write(
     progress: bool,
     directory: pathlib.Path,
 ) -> None:
+    print("writing the text down as tokens, once", file=for_messages())
     both = BothParts()
     for name in names:
         items = both.watched(name, read(name))

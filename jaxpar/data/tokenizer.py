@@ -15,6 +15,7 @@ from jaxpar import atomic
 from jaxpar.config import require_positive
 from jaxpar.data.learning_text import first_pieces, utf8
 from jaxpar.errors import UserError
+from jaxpar.tables import for_messages
 
 if TYPE_CHECKING:  # The library is optional: Bytes and `--help` do without it.
     import tokenizers
@@ -182,6 +183,7 @@ class BPE(TokenizerConfig):
         """Learns the merges; the same texts in the same order give the same merges."""
         import tokenizers
 
+        print(f"learning the tokenizer: {self.vocab_size:,} ids", file=for_messages())
         model = tokenizers.Tokenizer(tokenizers.models.BPE())
         model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
             add_prefix_space=False

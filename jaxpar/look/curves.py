@@ -84,14 +84,15 @@ def _draw(steps: Sequence[Row], scores: Sequence[Row], title: str) -> Any:
     axes = figure.add_subplot()
     figures.plain(axes)
     axes.grid(color=COLORS[7], alpha=0.35, linewidth=0.6)
+    points = {"color": COLORS[5], "marker": "o", "linestyle": ":"}
     for rows, name, label, line in (
         (steps, "loss", "training", {"color": COLORS[4], "linewidth": 1.4}),
-        (scores, "nats_per_token", "held out", {"color": COLORS[5], "marker": "o"}),
+        (scores, "nats_per_token", "held out", points),
     ):
-        points = [(r["step"], r[name]) for r in rows if r.get(name) is not None]
-        if points:
-            last = f"{label}: {points[-1][1]:.3f}"
-            axes.plot(*zip(*points, strict=True), label=last, **line)
+        found = [(r["step"], r[name]) for r in rows if r.get(name) is not None]
+        if found:
+            last = f"{label}: {found[-1][1]:.3f}"
+            axes.plot(*zip(*found, strict=True), label=last, **line)
     axes.set_xlabel("step", color=INK)
     axes.set_ylabel("loss, nats/token", color=INK)
     axes.set_title(title, color=INK, fontsize=10)
