@@ -89,8 +89,9 @@ class Report(abc.ABC):
     def _repr_html_(self) -> str:
         return self.grid.html()
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(str(self))
+    # Not _repr_pretty_: IPython prefers the __repr__ of a dataclass derived from this.
+    def _repr_mimebundle_(self, **which: Any) -> dict[str, str]:
+        return {"text/plain": str(self)}
 
 
 def print_report(report: Report) -> None:

@@ -28,6 +28,7 @@ LEGEND = f"{BEGIN} begins and {END} ends a document, {LINE_END} a line"
 ANSI = ("black on #a6cee3", "black on #fdbf6f", "dim")
 CSS = ("background:rgba(0,114,178,.25)", "background:rgba(230,159,0,.3)", "opacity:.6")
 UNSCORED = 2
+PRE = "white-space:pre-wrap; font-family:monospace; margin:0 0 1em"
 HEADS = ("part", "items", "tokens", "bytes", "bytes/token", "windows")
 
 
@@ -95,7 +96,7 @@ class DataShown:
                 "</span>"
                 for t in tokens
             )
-            pre = f'<pre style="white-space:pre-wrap">{"".join(spans)}</pre>'
+            pre = f'<pre style="{PRE}">{"".join(spans)}</pre>'
             shown += f"<p><b>{name}</b></p>{pre}"
         return self.grid.html() + shown
 

@@ -3,20 +3,27 @@
 import contextlib
 import dataclasses
 import functools
+import sysconfig
+import traceback
 from collections.abc import Iterator
 from inspect import get_annotations
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+import jaxpar
 from jaxpar.errors import UserError, one_line
 from jaxpar.models.base import CachingModel, Model, ModelConfig
 from jaxpar.nn.places import one_document_per_row
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.precision import Precision
 from jaxpar.partition.sharding import single_device
+
+LONGEST_MESSAGE = 600
+"""Characters of a library's message that are repeated."""
 
 
 def checked_model(config: ModelConfig, precision: Precision) -> nnx.Module:
@@ -68,11 +75,26 @@ def require_order(config: ModelConfig, layout: Layout) -> None:
 
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Errors of a model's own code, with what was called first."""
+    """Errors of a model's own code: what was called, the whole message, and where."""
     try:
         yield
+    except UserError as error:
+        raise UserError(f"{what}: {one_line(error)}{_where(error)}") from error
     except Exception as error:
-        raise UserError(f"{what}: {one_line(error)}") from error
+        message = " ".join(str(error).split())[:LONGEST_MESSAGE]
+        kind = type(error).__name__
+        raise UserError(f"{what}: {kind}: {message}{_where(error)}") from error
+
+
+def _where(error: Exception) -> str:
+    """The innermost line of code that is neither jaxpar's nor a library's."""
+    libraries = {Path(jaxpar.__file__).parent, Path(sysconfig.get_path("stdlib"))}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        of_library = "site-packages" in path.parts or libraries & {*path.parents}
+        if path.is_file() and not of_library:
+            return f" ({path.name}, line {frame.lineno}: {frame.line})"
+    return ""
 
 
 def _check_config(name: str, config: ModelConfig, model: Any) -> None:

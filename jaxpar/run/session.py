@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -75,6 +76,26 @@ def require_agreement(experiment: Experiment, run_dir: RunDir) -> None:
     )
 
 
+def _say_changed_code(run_dir: RunDir, source_file: Path | None) -> None:
+    """Says where the experiment's file is another than when the run began.
+
+    The fingerprint knows fields, not code: a model that was edited is the same run.
+    """
+    kept = run_dir.path / "experiment.py"
+    if source_file is None or not kept.is_file():
+        return
+    texts = [
+        file.read_text(errors="replace").splitlines() for file in (kept, source_file)
+    ]
+    changed = sum(line[:2] in ("+ ", "- ") for line in difflib.ndiff(*texts))
+    if changed:
+        cluster.print_once(
+            f"{source_file} has changed since {run_dir.path} began with it ({changed} "
+            f"lines; {kept} is the copy). The run goes on from its own weights: code "
+            "that was edited is trained afresh with another --run-dir."
+        )
+
+
 def _say_changed_layout(run_dir: RunDir, layout: str) -> None:
     """Says where a session goes on with another layout than the one before it."""
     sessions = run_dir.receipt.sessions()
@@ -107,6 +128,7 @@ def claimed(
             if cluster.is_first():
                 stack.enter_context(RunLock(run_dir.path))
                 if run_dir.claim(session.experiment, source_file=source_file):
+                    _say_changed_code(run_dir, source_file)
                     run_dir.receipt.require_same(
                         session.prepared, facts.get("start_from")
                     )

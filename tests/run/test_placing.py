@@ -118,3 +118,15 @@ def test_a_batch_that_the_gpus_cannot_divide_is_refused_before_anything(monkeypa
     monkeypatch.setattr("jaxpar.run.placing.visible_devices", lambda devices: gpus)
     with pytest.raises(UserError, match="nearest legal sizes are 6 and 9"):
         layout_for(dataclasses.replace(RUN, layout=auto()))
+
+
+def test_an_experiment_whose_code_was_edited_is_said_to_go_on(tmp_path, capfd):
+    run, file = tmp_path / "run", tmp_path / "e.py"
+    file.write_text("a = 1\nb = 2\n")
+    pretrain(RUN, run_dir=run, source_file=file)
+    pretrain(RUN, run_dir=run, source_file=file)
+    assert "has changed" not in capfd.readouterr().out
+    file.write_text("a = 1\nb = 3\n")
+    pretrain(RUN, run_dir=run, source_file=file)
+    assert "e.py has changed since" in (said := capfd.readouterr().out)
+    assert "another --run-dir" in said
