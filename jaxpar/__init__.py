@@ -34,7 +34,7 @@ NOUNS = {
     "TokenizerFile": "jaxpar.data.tokenizer_file",
     "UserError": "jaxpar.errors",
     "Warn": "jaxpar.train.spikes",
-    "account_of": "jaxpar.run.time_account",
+    "account_of": "jaxpar.run.time_file",
     "answer": "jaxpar.generate.answer",
     "assert_same": "jaxpar.verify.prove",
     "auto": "jaxpar.partition.auto_layout",

@@ -12,7 +12,7 @@ from jaxpar.partition import cluster
 from jaxpar.partition.layout import Layout
 from jaxpar.run.directory import Step
 from jaxpar.run.opening import OpenRun, open_run
-from jaxpar.sources.patterns import BESIDE
+from jaxpar.sources.patterns import EXPERIMENT_FOLDER
 from jaxpar.train.scoring import per_token_and_byte, total_loss
 from jaxpar.train.step import make_eval_step
 
@@ -77,9 +77,9 @@ def _windows(opened: OpenRun, source: str | None, text_field: str) -> Windows:
     if source is None:
         sessions = opened.run_dir.receipt.sessions()
         files = sessions[-1].get("files") if sessions else None
-        if files and not BESIDE.get():
+        if files and not EXPERIMENT_FOLDER.get():
             # Its data may lie beside the experiment's file, which is not loaded here.
-            BESIDE.set(Path(files[0]).parent)
+            EXPERIMENT_FOLDER.set(Path(files[0]).parent)
         prepared = data.prepare(opened.tokenizer)
         if sessions:
             remedy = "restore it, or score another text with --data.source."

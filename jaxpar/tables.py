@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import html
 import sys
 from collections.abc import Sequence
@@ -128,3 +129,13 @@ def for_messages() -> TextIO:
     """Where messages go: standard error, but in a notebook, where it is a red box."""
     in_notebook = type(sys.stderr).__module__.startswith("ipykernel")
     return sys.stdout if in_notebook else sys.stderr
+
+
+@functools.cache
+def say_once(text: str, *, is_first: bool = True) -> None:
+    """A line for messages, unless this process has printed it before.
+
+    is_first: whether this is the process that prints for all.
+    """
+    if is_first:
+        print(text, file=for_messages())

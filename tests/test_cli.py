@@ -18,7 +18,7 @@ import pytest
 
 import jaxpar
 from jaxpar.cli import main, options, verbs
-from jaxpar.cli.flags import classes_in, load_experiment, parse, with_flags
+from jaxpar.cli.flags import classes_in, events_of, load_experiment, parse, with_flags
 from jaxpar.cli.printing import print_answers, print_items
 from jaxpar.data.source import Pairs
 from jaxpar.data.tokenizer import BPE
@@ -405,6 +405,17 @@ def test_an_experiment_is_a_module_that_may_import_its_neighbours(write):
     assert run.num_steps == 3
 
 
+def test_files_of_one_name_in_two_folders_are_two_modules(write, tmp_path):
+    """As of `jaxpar finetune model.py --import other/model.py`."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write(f"{TINY}\n    events = ({folder!r},)\n", f"{folder}/model.py")
+    paths = [tmp_path / folder / "model.py" for folder in ("a", "b")]
+    classes_in(paths)
+    assert [events_of(path) for path in paths] == [("a",), ("b",)]
+    assert events_of(tmp_path / "b" / ".." / "a" / "model.py") == ("a",)
+
+
 @pytest.mark.parametrize(
     "error, status, said",
     [
@@ -492,7 +503,7 @@ def test_a_reader_that_has_enough_gets_no_error(tmp_path):
         "verbs.VERBS['show'] = verbs.VERBS['show']._replace(run=run)\n"
         "sys.exit(main(['show']))"
     )
-    shell = f"{sys.executable} -c \"$CODE\" | head -c 1"
+    shell = f'{sys.executable} -c "$CODE" | head -c 1'
     done = subprocess.run(
         ["bash", "-c", shell], env={**os.environ, "CODE": code}, capture_output=True
     )

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Collection
 from pathlib import Path
 
 from jaxpar import atomic
 from jaxpar.guard.sealed_json import json_object
 from jaxpar.partition import cluster
+from jaxpar.tables import for_messages
 
 NAME = "best.json"
 
@@ -69,7 +69,7 @@ class BestMark:
         print(
             f"{self._path} is damaged ({why}), so it marks no step as the best; the "
             "marks of the steps themselves stand.",
-            file=sys.stderr,
+            file=for_messages(),
         )
 
 

@@ -1,7 +1,6 @@
 """Writing the manifest of each step, once Orbax has committed it."""
 
 import contextlib
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from jaxpar.checkpoint import failed_saves
 from jaxpar.guard import manifest
 from jaxpar.partition import cluster
+from jaxpar.tables import for_messages
 
 POLL_SECONDS = 0.05
 
@@ -90,7 +90,7 @@ class ManifestWriter:
             print(
                 f"{folder}: its manifest could not be written ({error}), so its "
                 "content cannot be verified, and --strict refuses it.",
-                file=sys.stderr,
+                file=for_messages(),
             )
         with contextlib.suppress(OSError):  # The same disk may be full.
             if cluster.is_first():

@@ -12,6 +12,7 @@ from jaxpar.errors import NoUsableCheckpoint
 from jaxpar.guard import manifest
 from jaxpar.guard.manifest import Damage
 from jaxpar.partition import cluster
+from jaxpar.tables import for_messages
 
 JSON_FILES = (
     f"{MEMORY}/metadata",
@@ -165,7 +166,7 @@ def check_all(directory: Path, check: Check) -> tuple[list[int], dict[int, list[
     found = {step: damage_of(directory, step, check) for step in steps}
     for step, damages in found.items():
         for damage in damages:
-            print(f"step {step}: {damage}", file=sys.stderr)
+            print(f"step {step}: {damage}", file=for_messages())
     good = [step for step in steps if not found[step]]
     return good, {s: [d.file for d in found[s]] for s in steps if found[s]}
 
@@ -217,7 +218,7 @@ def _set_aside(directory: Path, step: int) -> None:
     with cluster.synchronized():
         if cluster.is_first():
             aside = step_directories.move_aside(directory / str(step))
-            print(f"step {step} was moved to {aside}.", file=sys.stderr)
+            print(f"step {step} was moved to {aside}.", file=for_messages())
 
 
 def _report(bad: dict[int, list[Damage]], then: str) -> None:

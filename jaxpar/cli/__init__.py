@@ -14,8 +14,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.platform == "win32":
         print("jaxpar runs on Linux and macOS; on Windows, in WSL.", file=sys.stderr)
         return 2
-    from jaxpar.guard.goodput import within_command
     from jaxpar.guard.stopping import for_command
+    from jaxpar.guard.time_account import within_command
 
     with for_command(), within_command():
         from jaxpar.cli.dispatch import dispatch

@@ -26,12 +26,12 @@ class Choice(NamedTuple):
         return f"{self.flag} {'|'.join(self.kinds)}"
 
 
-def choose(
+def with_chosen_classes(
     experiment: Any, args: Sequence[str], own: Sequence[type], *, taken: Collection[str]
 ) -> tuple[Any, list[str]]:
     """The experiment with the classes that arguments name, and all other arguments.
 
-    A field that the class before has, too, keeps its value. One that has neither value
+    A field that the replaced class also has keeps its value. One that has neither value
     nor default has to be given by its own flag.
 
     own: classes to choose from beside those that jaxpar ships. taken: names of options

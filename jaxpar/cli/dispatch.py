@@ -51,9 +51,9 @@ def _run_verb(args: list[str]) -> int | None:
     if args[0] == "--version":
         print(_version())
         return 0
-    from jaxpar.sources.patterns import BESIDE
+    from jaxpar.sources.patterns import EXPERIMENT_FOLDER
 
-    BESIDE.set(None)
+    EXPERIMENT_FOLDER.set(None)
     for name, verb in VERBS.items():
         words = name.split()
         if args[: len(words)] == words:

@@ -14,7 +14,8 @@ def show(args: list[str]) -> None:
     from jaxpar.look import show
 
     asked = with_flags(options.Show, rest, prog, file, Experiment)
-    table = show(asked.experiment, classes=classes_in(asked.imports))
+    classes = classes_in(asked.imports)
+    table = show(asked.experiment, devices=asked.devices, classes=classes)
     if asked.plot:
         table.plot(asked.plot)
     print_report(table, asked.json)

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.util
 import io
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,14 +15,24 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
-from jaxpar.cli.choices import choices, choose
+from jaxpar.cli.choices import choices, with_chosen_classes
 from jaxpar.errors import UserError
 
 FIELD = "experiment"
+NAMES = ("experiment", "run")
+"""What a file calls its experiment; older files, `run`."""
 
 
 def load(path: str | Path) -> ModuleType:
-    """A Python file as a module; it may import its neighbours, as a script may."""
+    """A Python file as a module; it may import its neighbours, as a script may.
+
+    For that, its folder and the working directory are added to the end of sys.path. The
+    first file's folder is where data is looked up, too (EXPERIMENT_FOLDER), and
+    jaxpar's deprecation warnings are shown from then on.
+
+    Raises:
+      UserError: it is no file of Python, or its own code fails.
+    """
     path = Path(path)
     if not path.is_file():
         what = "is a directory" if path.is_dir() else "is no file"
@@ -33,10 +45,11 @@ def load(path: str | Path) -> ModuleType:
         if folder not in sys.path:
             # At the end: a neighbour never hides an installed module.
             sys.path.append(folder)
-    from jaxpar.sources.patterns import BESIDE
+    from jaxpar.sources.patterns import EXPERIMENT_FOLDER
 
-    if BESIDE.get() is None:  # The experiment's own file is loaded before others.
-        BESIDE.set(path.resolve().parent)
+    # The experiment's own file is loaded before others.
+    if EXPERIMENT_FOLDER.get() is None:
+        EXPERIMENT_FOLDER.set(path.resolve().parent)
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their own module up here.
     sys.modules[name] = module
@@ -52,7 +65,9 @@ def load(path: str | Path) -> ModuleType:
 
 
 def _module_name(path: str | Path) -> str:
-    return f"jaxpar_experiment_{Path(path).stem}"
+    """A name for sys.modules, which files of one stem in two folders do not share."""
+    digest = hashlib.sha256(os.fsencode(Path(path).resolve())).hexdigest()
+    return f"jaxpar_experiment_{Path(path).stem}_{digest[:16]}"
 
 
 def load_experiment(path: str | Path, *kinds: type) -> Any:
@@ -86,18 +101,21 @@ def events_of(file: str | Path) -> Any:
 
 def _experiment_in(module: ModuleType, path: str | Path, *kinds: type) -> Any:
     """The value that `load_experiment` finds, of a file that is loaded."""
-    defined = vars(module)
     names = " or ".join(_concrete_names(kinds))
-    found = [name for name in ("experiment", "run") if name in defined]
-    if not found:
+    name, value = _value_in(module)
+    if name is None:
         raise UserError(f"{path} defines no `experiment`; it must be a {names} value.")
-    value = defined[found[0]]
     if not isinstance(value, kinds):
         raise UserError(
-            f"{path}: `{found[0]}` is a {type(value).__name__}; it must be a {names} "
-            "value."
+            f"{path}: `{name}` is a {type(value).__name__}; it must be a {names} value."
         )
     return value
+
+
+def _value_in(module: ModuleType) -> tuple[str | None, Any]:
+    """The name and value of a file's experiment; twice None where it has none."""
+    found = ((name, vars(module)[name]) for name in NAMES if name in vars(module))
+    return next(found, (None, None))
 
 
 def _concrete_names(kinds: Sequence[type]) -> list[str]:
@@ -120,9 +138,8 @@ def classes_in(files: Sequence[Path]) -> tuple[type, ...]:
 def _classes_of(module: ModuleType) -> tuple[type, ...]:
     from jaxpar.run.directory import classes_of
 
-    found = vars(module)
-    used = classes_of(found.get("experiment", found.get("run")))
-    defined = [each for each in found.values() if isinstance(each, type)]
+    used = classes_of(_value_in(module)[1])
+    defined = [each for each in vars(module).values() if isinstance(each, type)]
     return tuple(each for each in (*used, *defined) if dataclasses.is_dataclass(each))
 
 
@@ -154,7 +171,7 @@ def parse(
     registry, description = tyro.constructors.ConstructorRegistry(), ""
     if experiment is not None:
         taken = [field.name for field in dataclasses.fields(options)]
-        experiment, args = choose(experiment, args, own, taken=taken)
+        experiment, args = with_chosen_classes(experiment, args, own, taken=taken)
         described = "\n".join(map(str, choices(experiment, own)))
         description = f"A class is chosen before its fields:\n\n{described}"
         registry.primitive_rule(_layout_rule)
@@ -199,7 +216,7 @@ def _layout_rule(
 def _unboxed(text: str) -> str:
     """One line of the message that tyro draws in a box.
 
-    What it says otherwise, it says through a module that it calls private and unstable.
+    tyro's structured errors are in a private module, so its printed box is parsed.
     """
     parts: list[list[str]] = [[]]
     for row in text.splitlines()[1:]:

@@ -110,6 +110,8 @@ class Look(Answer):
 class Show(Look):
     """What `show` takes besides the experiment's own fields."""
 
+    devices: int | None = None
+    """CPU devices for which layout=auto is chosen."""
     plot: Path | None = None
     """Write the picture of what each device holds to this file: .png, .svg or .pdf."""
 

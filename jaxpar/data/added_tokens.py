@@ -39,11 +39,9 @@ class AddedTokens(Tokenizer):
         if isinstance(base, AddedTokens):
             base, texts = base.base, (*base.texts, *texts)
         self.base, self.texts = base, texts
-        self.n_plain = base.n_plain
-        self.special = base.pad_id, base.bos_id, base.eos_id
-        self._id_of = {
-            text.encode(): base.vocab_size + i for i, text in enumerate(texts)
-        }
+        self.n_plain, self.special = base.n_plain, base.special
+        ids = enumerate(texts, base.vocab_size)
+        self._id_of = {text.encode(): i for i, text in ids}
         longest_first = sorted(self._id_of, key=len, reverse=True)
         identity = json.dumps([base.fingerprint, texts])
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
@@ -57,9 +55,8 @@ class AddedTokens(Tokenizer):
         """Ids of each text; what stands between added texts is encoded by itself."""
         # Of a split by a group, every second piece is what the group has matched.
         pieces = [self._pattern.split(text) for text in texts]
-        plain = iter(
-            self.base.encode_many([each for split in pieces for each in split[::2]])
-        )
+        between = [each for split in pieces for each in split[::2]]
+        plain = iter(self.base.encode_many(between))
 
         def ids(split: list[bytes]) -> np.ndarray:
             added = (np.full(1, self._id_of[each], np.int32) for each in split[1::2])

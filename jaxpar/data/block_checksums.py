@@ -10,7 +10,6 @@ import pathlib
 import shlex
 import zlib
 from array import array
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -68,12 +67,7 @@ class ChecksumWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         self._file.close()
         if kind is not None:
             return
@@ -192,9 +186,8 @@ class CheckedFile:
                     )
                 raw += more
         except OSError as error:
-            raise self.damaged(
-                f"cannot be read at bytes {start} to {stop} ({error.strerror})"
-            ) from error
+            where = f"bytes {start} to {stop} ({error.strerror})"
+            raise self.damaged(f"cannot be read at {where}") from error
         return raw
 
     def _read_sums(self, facts: dict[str, Any]) -> np.ndarray:
@@ -207,9 +200,8 @@ class CheckedFile:
         except OSError as error:
             raise unreadable(beside, error, preparation=self._preparation) from error
         if hashlib.sha256(raw).hexdigest() != facts["crc32_sha256"]:
-            raise damaged(
-                beside, "is damaged: its hash differs", preparation=self._preparation
-            )
+            what = "is damaged: its hash differs"
+            raise damaged(beside, what, preparation=self._preparation)
         return np.frombuffer(raw, "<u4")
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxpar import cache
-from jaxpar.data import token_files, tokenizer, windows
+from jaxpar.data import token_files, windows
 from jaxpar.data.block_checksums import damaged
 from jaxpar.data.stored_tokens import open_token_file, read_meta
 from jaxpar.data.tokenizer import ByteTokenizer, Tokenizer, TokenizerConfig
+from jaxpar.data.tokenizer import load as load_tokenizer
 from jaxpar.data.windows import Rows, TokenFile, Windows
 from jaxpar.errors import UserError
 from jaxpar.sources import own_source
@@ -59,7 +60,7 @@ def learned(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:
 
     path = cache.build_once(cache.root() / "tokenizers" / name, build)
     try:
-        return tokenizer.load(path)
+        return load_tokenizer(path)
     except UserError as error:
         if isinstance(error.__cause__, PermissionError):
             raise
@@ -68,13 +69,18 @@ def learned(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:
 
 
 def text(
-    corpus: Corpus, tokens: Tokenizer, *, seq_len: int, batch_size: int, progress: bool
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    *,
+    seq_len: int,
+    batch_size: int,
+    progress: bool,
 ) -> Prepared:
     """Documents one after another, in windows of `seq_len` targets."""
     need_documents(corpus)
-    path = _write_documents(corpus, tokens, progress=progress)
-    train_file = open_token_file(path / "train", tokens)
-    heldout_file = open_token_file(path / "heldout", tokens)
+    path = _write_documents(corpus, tokenizer, progress=progress)
+    train_file = open_token_file(path / "train", tokenizer)
+    heldout_file = open_token_file(path / "heldout", tokenizer)
     train = windows.full_windows(train_file, seq_len)
     heldout = windows.all_windows(heldout_file, seq_len)
     if (have := len(heldout_file.tokens)) < seq_len + 1:
@@ -85,12 +91,12 @@ def text(
         )
     need_windows(corpus, train, batch_size, f"windows of {seq_len} tokens")
     counts = {"train": _file_counts(train_file), "heldout": _file_counts(heldout_file)}
-    return _prepared(corpus, tokens, train, heldout, path.name, counts)
+    return _prepared(corpus, tokenizer, train, heldout, path.name, counts)
 
 
 def answers(
     corpus: Corpus,
-    tokens: Tokenizer,
+    tokenizer: Tokenizer,
     *,
     seq_len: int,
     batch_size: int,
@@ -102,20 +108,24 @@ def answers(
     too_long: "refuse" or "cut" examples that do not fit into a row.
     """
     need_parts(corpus)
-    path = _write_examples(corpus, tokens, progress=progress)
-    train = answer_rows(path / "train", corpus, tokens, seq_len, too_long)
-    heldout = answer_rows(path / "heldout", corpus, tokens, seq_len, too_long)
+    path = _write(corpus, corpus.examples, tokenizer, progress, pairs=EXAMPLES_FORMAT)
+    train = answer_rows(path / "train", corpus, tokenizer, seq_len, too_long)
+    heldout = answer_rows(path / "heldout", corpus, tokenizer, seq_len, too_long)
     need_windows(corpus, heldout, 1, "held-out examples")
     need_windows(corpus, train, batch_size, "training examples")
     counts = {"train": _row_counts(train), "heldout": _row_counts(heldout)}
-    return _prepared(corpus, tokens, train, heldout, path.name, counts)
+    return _prepared(corpus, tokenizer, train, heldout, path.name, counts)
 
 
 def answer_rows(
-    path: pathlib.Path, corpus: Corpus, tokens: Tokenizer, seq_len: int, too_long: str
+    path: pathlib.Path,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    seq_len: int,
+    too_long: str,
 ) -> Rows:
     """One part's rows, from its folder of token files; see `answers`."""
-    rows = Rows(open_token_file(path, tokens), seq_len)
+    rows = Rows(open_token_file(path, tokenizer), seq_len)
     if too_long == "refuse" and (n := rows.n_cut + rows.n_left_out):
         raise UserError(
             f"{corpus.source}: {n} of {len(rows) + rows.n_left_out} examples in "
@@ -125,16 +135,16 @@ def answer_rows(
     return rows
 
 
-def everything(corpus: Corpus, tokens: Tokenizer, *, seq_len: int) -> Windows:
+def everything(corpus: Corpus, tokenizer: Tokenizer, *, seq_len: int) -> Windows:
     """All of a corpus as windows, the last one padded with weight 0."""
     (part,) = corpus.parts
     if corpus.has_only_examples:
         need_parts(corpus)
-        path = _write_examples(corpus, tokens, progress=True)
-        return answer_rows(path / part, corpus, tokens, seq_len, "refuse")
+        path = _write(corpus, corpus.examples, tokenizer, True, pairs=EXAMPLES_FORMAT)
+        return answer_rows(path / part, corpus, tokenizer, seq_len, "refuse")
     need_documents(corpus)
-    path = _write_documents(corpus, tokens, progress=True)
-    return windows.all_windows(open_token_file(path / part, tokens), seq_len)
+    path = _write_documents(corpus, tokenizer, progress=True)
+    return windows.all_windows(open_token_file(path / part, tokenizer), seq_len)
 
 
 def need_documents(corpus: Corpus) -> None:
@@ -172,9 +182,9 @@ def need_windows(corpus: Corpus, windows: Windows, least: int, what: str) -> Non
 
 
 def _write_documents(
-    corpus: Corpus, tokens: Tokenizer, *, progress: bool
+    corpus: Corpus, tokenizer: Tokenizer, *, progress: bool
 ) -> pathlib.Path:
-    utf8 = not isinstance(tokens, ByteTokenizer)
+    utf8 = not isinstance(tokenizer, ByteTokenizer)
 
     def read(part: str) -> Sequence[Example]:
         documents: Sequence[Document] = corpus.by_part[part]
@@ -185,19 +195,13 @@ def _write_documents(
 
         return Lazy(range(len(documents)), document)
 
-    return _write(corpus, read, tokens, progress)
-
-
-def _write_examples(
-    corpus: Corpus, tokens: Tokenizer, *, progress: bool
-) -> pathlib.Path:
-    return _write(corpus, corpus.examples, tokens, progress, pairs=EXAMPLES_FORMAT)
+    return _write(corpus, read, tokenizer, progress)
 
 
 def _write(
     corpus: Corpus,
     read: Callable[[str], Sequence[Example]],
-    tokens: Tokenizer,
+    tokenizer: Tokenizer,
     progress: bool,
     **more: int,
 ) -> pathlib.Path:
@@ -205,7 +209,7 @@ def _write(
         fingerprint = corpus.versioned_fingerprint()
     content = cache.key(content=fingerprint, parts=[*corpus.parts], **more)
     return token_files.write_token_files(
-        corpus.parts, read, tokens, content=content, progress=progress
+        corpus.parts, read, tokenizer, content=content, progress=progress
     )
 
 
@@ -239,7 +243,7 @@ def _sizes(part: Mapping[str, int]) -> str:
 
 def _prepared(
     corpus: Corpus,
-    tokens: Tokenizer,
+    tokenizer: Tokenizer,
     train: Windows,
     heldout: Windows,
     fingerprint: str,
@@ -249,7 +253,7 @@ def _prepared(
         "source": corpus.source,
         "content": corpus.fingerprint(),
         "content_definition": CONTENT_DEFINITION,
-        "tokenizer": tokens.fingerprint,
+        "tokenizer": tokenizer.fingerprint,
         **corpus.facts,
     }
     for name, part in (("train", train), ("heldout", heldout)):
@@ -258,7 +262,7 @@ def _prepared(
     meta = read_meta(cache.root() / "windows" / fingerprint / "heldout")
     description["in_both_parts"] = meta.get("in_both_parts", 0)
     older = corpus.versioned_fingerprint
-    return Prepared(tokens, train, heldout, fingerprint, description, older)
+    return Prepared(tokenizer, train, heldout, fingerprint, description, older)
 
 
 def _file_counts(file: TokenFile) -> dict[str, int]:

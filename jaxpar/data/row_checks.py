@@ -23,9 +23,8 @@ def fault_of_row(row: Any, vocab_size: int | None) -> str | None:
     if len({np.shape(values)[0] for values in row.values()}) > 1:
         return f"its fields have different lengths: {_lengths(row)}"
     if "weights" not in row:
-        return (
-            f"it has no field 'weights', which says what is scored; there are {[*row]}"
-        )
+        there = f"there are {[*row]}"
+        return f"it has no field 'weights', which says what is scored; {there}"
     if vocab_size is None:
         return None
     for name in ("tokens", "targets"):

@@ -12,8 +12,9 @@ from jaxpar.data.windows import Windows
 from jaxpar.errors import UserError
 from jaxpar.sources import own_source
 from jaxpar.sources.corpus import WHOLE, Corpus
-from jaxpar.sources.own_heldout import WithHeldout
 from jaxpar.sources.registry import Spelling, find_kind, open_source
+from jaxpar.sources.separate_heldout import WithHeldout
+from jaxpar.tables import say_once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,6 +141,10 @@ class Pairs(Source):
             return prepare.answers(
                 corpus, tokenizer, too_long=self.too_long, progress=progress, **sizes
             )
+        say_once(
+            f"{corpus.source} has no records of prompt and answer: it is read as plain "
+            "text, and all of it is scored."
+        )
         return prepare.text(corpus, tokenizer, progress=progress, **sizes)
 
 

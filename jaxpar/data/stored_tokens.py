@@ -20,14 +20,10 @@ from typing import Any
 import numpy as np
 
 from jaxpar import cache
-from jaxpar.data.block_checksums import (
-    CheckedFile,
-    ChecksumWriter,
-    damaged,
-    unreadable,
-)
+from jaxpar.data.block_checksums import CheckedFile, ChecksumWriter, damaged, unreadable
 from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.data.windows import Items, TokenFile
+from jaxpar.guard.sealed_json import json_object
 
 META, TOKENS, ITEMS = "meta.json", "tokens.bin", "items.npy"
 DIGEST = "meta_sha256"
@@ -93,10 +89,8 @@ def read_meta(folder: pathlib.Path) -> dict[str, Any]:
     path, preparation = folder / META, folder.parent
     try:
         raw = path.read_bytes()
-        meta = json.loads(raw)
-        if not isinstance(meta, dict):
-            raise TypeError("it is no JSON object")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        meta = json_object(raw)
+    except (OSError, ValueError) as error:
         raise unreadable(path, error, preparation=preparation) from error
     if meta.keys() == OLDER_KEYS:
         return meta

@@ -17,7 +17,7 @@ from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.data.windows import Items
 from jaxpar.errors import UserError
 from jaxpar.sources.corpus import Example
-from jaxpar.sources.duplicates import BothParts
+from jaxpar.sources.duplicates import CountInBothParts
 from jaxpar.tables import for_messages
 
 FORMAT = 1
@@ -90,7 +90,7 @@ def _write(
     directory: pathlib.Path,
 ) -> None:
     print("writing the text down as tokens, once", file=for_messages())
-    both = BothParts()
+    both = CountInBothParts()
     for name in names:
         items = both.watched(name, read(name))
         folder = directory / name
@@ -120,9 +120,8 @@ def _write_tokens(
     with ChecksumWriter(folder / stored_tokens.TOKENS) as file:
         for encoded in _encoded(items, name, tokenizer, progress):
             head = [[tokenizer.bos_id], *encoded.prompt]
-            for group in itertools.chain(
-                [head], encoded.answer, [[[tokenizer.eos_id]]]
-            ):
+            tail = [[tokenizer.eos_id]]
+            for group in itertools.chain([head], encoded.answer, [tail]):
                 ids = np.concatenate(group)
                 file.write(ids.astype(dtype).tobytes())
                 end += len(ids)
@@ -157,10 +156,8 @@ def _encoded(
     from tqdm.auto import tqdm
 
     # With `None`, tqdm shows nothing where stderr is no terminal.
-    off = None if progress else True
-    with tqdm(
-        total=len(items), desc=f"tokenise {name}", unit="doc", disable=off
-    ) as bar:
+    what, off = f"tokenise {name}", None if progress else True
+    with tqdm(total=len(items), desc=what, unit="doc", disable=off) as bar:
         for bulk in _bulks(items):
             if len(bulk) == 1:
                 yield _encoded_alone(bulk[0], tokenizer)

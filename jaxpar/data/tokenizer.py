@@ -7,7 +7,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,11 +20,21 @@ from jaxpar.tables import for_messages
 if TYPE_CHECKING:  # The library is optional: Bytes and `--help` do without it.
     import tokenizers
 
-SPECIAL = ("pad", "bos", "eos")
 FILE = "tokenizer.json"
 """The tokenizer, in the format of the `tokenizers` library."""
 MARK = "jaxpar_tokenizer.json"
 """Type and fingerprint of the tokenizer in a directory, and the hash of its FILE."""
+
+
+class SpecialIds(NamedTuple):
+    """The ids of padding, and of what begins and ends a text."""
+
+    pad: int
+    bos: int
+    eos: int
+
+
+N_SPECIAL = len(SpecialIds._fields)
 
 
 class Tokenizer(abc.ABC):
@@ -39,9 +49,9 @@ class Tokenizer(abc.ABC):
     """A hash of the vocabulary, in hexadecimal."""
 
     @functools.cached_property
-    def special(self) -> tuple[int, int, int]:
-        """The ids of padding, begin and end of a text; the first ones after n_plain."""
-        return self.n_plain, self.n_plain + 1, self.n_plain + 2
+    def special(self) -> SpecialIds:
+        """The first ids after n_plain, unless a tokenizer has its own."""
+        return SpecialIds(*range(self.n_plain, self.n_plain + N_SPECIAL))
 
     @property
     def vocab_size(self) -> int:
@@ -51,17 +61,17 @@ class Tokenizer(abc.ABC):
     @property
     def pad_id(self) -> int:
         """Pads a row; never scored."""
-        return self.special[0]
+        return self.special.pad
 
     @property
     def bos_id(self) -> int:
         """Begins every document."""
-        return self.special[1]
+        return self.special.bos
 
     @property
     def eos_id(self) -> int:
         """Ends every document."""
-        return self.special[2]
+        return self.special.eos
 
     def encode(self, text: bytes) -> np.ndarray:
         """Plain ids (int32) of UTF-8 text."""
@@ -172,11 +182,11 @@ class BPE(TokenizerConfig):
 
     def __post_init__(self):
         require_positive(self, "train_bytes")
-        least = 256 + len(SPECIAL)
+        least = 256 + N_SPECIAL
         if self.vocab_size < least:
             raise UserError(
                 f"BPE({self.vocab_size}) has no room for 256 bytes and "
-                f"{len(SPECIAL)} special ids; ask for at least {least}."
+                f"{N_SPECIAL} special ids; ask for at least {least}."
             )
 
     def build(self, texts: Iterable[bytes]) -> Tokenizer:
@@ -190,7 +200,7 @@ class BPE(TokenizerConfig):
         )
         model.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=self.vocab_size - len(SPECIAL),
+            vocab_size=self.vocab_size - N_SPECIAL,
             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )

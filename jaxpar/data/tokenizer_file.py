@@ -12,15 +12,18 @@ import numpy as np
 
 from jaxpar import atomic
 from jaxpar.data import tokenizer
-from jaxpar.data.tokenizer import Tokenizer, TokenizerConfig
+from jaxpar.data.tokenizer import SpecialIds, Tokenizer, TokenizerConfig
 from jaxpar.errors import UserError
+from jaxpar.guard.sealed_json import json_object
+from jaxpar.partition import cluster
 from jaxpar.sources import patterns
+from jaxpar.tables import say_once
 
 if TYPE_CHECKING:
     import tokenizers
 
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
-"""Files beside a tokenizer.json that may name its special tokens."""
+SPECIAL_TOKEN_FILES = ("special_tokens_map.json", "tokenizer_config.json")
+"""Files beside a tokenizer.json that may name its special tokens; the last one wins."""
 USUAL = {
     "bos": ("<s>", "<|begin_of_text|>", "<bos>", "[BOS]", "<|startoftext|>"),
     "eos": ("</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|endoftext|>"),
@@ -29,15 +32,17 @@ USUAL = {
 PROBE_BYTES = 2_000
 
 
-class FileTokenizer(Tokenizer):
+class LoadedTokenizer(Tokenizer):
     """The tokenizer that a tokenizer.json describes, with its own special ids.
 
     The text of a special token in a document is plain text.
     """
 
-    def __init__(self, content: bytes, special: tuple[int, int, int]):
-        """content: of the file. special: the ids of padding, begin and end."""
-        self.model, self._content, self.special = _model(content), content, special
+    def __init__(
+        self, model: "tokenizers.Tokenizer", content: bytes, special: SpecialIds
+    ):
+        """content: of the file that the library's `model` was read from."""
+        self.model, self._content, self.special = model, content, special
         self.n_plain = 1 + max(self.model.get_vocab().values())
         identity = json.dumps([hashlib.sha256(content).hexdigest(), *special])
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
@@ -54,8 +59,8 @@ class FileTokenizer(Tokenizer):
         """A copy of the file, and a mark with the special ids."""
         pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
         atomic.write_bytes(pathlib.Path(directory, tokenizer.FILE), self._content)
-        digest, special = hashlib.sha256(self._content).hexdigest(), [*self.special]
-        mark = {"file_sha256": digest, "special": special}
+        digest = hashlib.sha256(self._content).hexdigest()
+        mark = {"file_sha256": digest, "special": [*self.special]}
         tokenizer.write_mark(directory, "File", self.fingerprint, **mark)
 
 
@@ -86,22 +91,21 @@ class TokenizerFile(TokenizerConfig):
           UserError: the file cannot be read, or what ends a text cannot be found.
         """
         file = _file(self.path)
-        content = file.read_bytes()
-        built = FileTokenizer(content, _special(file, content, self))
+        model, content = _read(file)
+        built = LoadedTokenizer(model, content, _special(file, model, self))
         for text in itertools.islice(texts, 1):
             probe = text[:PROBE_BYTES].decode("utf-8", "ignore")
             if built.decode(built.encode(probe.encode())) != probe:
-                patterns.say_once(
-                    f"{file} does not give back every text that it reads; nats per "
-                    "byte are of the bytes as they were."
-                )
+                how = "does not give back every text that it reads"
+                line = f"{file} {how}; nats per byte are of the bytes as they were."
+                say_once(line, is_first=cluster.is_first())
         return built
 
 
-def load_file(directory: pathlib.Path) -> FileTokenizer:
-    """What `FileTokenizer.save` wrote; jaxpar.data.tokenizer.load compares hashes."""
+def load_file(directory: pathlib.Path) -> LoadedTokenizer:
+    """What `LoadedTokenizer.save` wrote; jaxpar.data.tokenizer.load compares hashes."""
     special = json.loads((directory / tokenizer.MARK).read_text())["special"]
-    return FileTokenizer((directory / tokenizer.FILE).read_bytes(), tuple(special))
+    return LoadedTokenizer(*_read(directory / tokenizer.FILE), SpecialIds(*special))
 
 
 def _file(path: str) -> pathlib.Path:
@@ -115,29 +119,34 @@ def _file(path: str) -> pathlib.Path:
     return file
 
 
-def _model(content: bytes) -> "tokenizers.Tokenizer":
-    """The library's tokenizer; it neither cuts nor pads, and finds no special token.
+def _read(file: pathlib.Path) -> tuple["tokenizers.Tokenizer", bytes]:
+    """The library's tokenizer, which neither cuts nor pads, and the file's content.
+
+    It finds no special token in a text.
 
     Raises:
-      UserError: it is none.
+      UserError: the file is no tokenizer.
     """
     import tokenizers
 
+    content = file.read_bytes()
     try:
         model = tokenizers.Tokenizer.from_str(content.decode())
+        if not model.get_vocab():
+            raise ValueError("it has no tokens")
     except Exception as error:  # The library raises plain Exception.
-        raise UserError(f"The file is not a tokenizer.json: {error}.") from error
+        raise UserError(f"{file} is not a tokenizer.json: {error}.") from error
     model.no_truncation()
     model.no_padding()
     model.encode_special_tokens = True
-    return model
+    return model, content
 
 
 def _special(
-    file: pathlib.Path, content: bytes, asked: TokenizerFile
-) -> tuple[int, int, int]:
-    """The ids of padding, begin and end of a text."""
-    model, named = _model(content), _named_beside(file)
+    file: pathlib.Path, model: "tokenizers.Tokenizer", asked: TokenizerFile
+) -> SpecialIds:
+    """The special ids that files name, or flags, or else their usual names."""
+    named = _named_beside(file)
     added = model.get_added_tokens_decoder().values()
     names = [token.content for token in added if token.special]
     first, last = _around(model)
@@ -158,7 +167,7 @@ def _special(
         if (i := model.token_to_id(token)) is None:
             raise UserError(f"{file} has no token {token!r}; special ones: {names}.")
         ids.append(i)
-    return ids[0], ids[1], ids[2]
+    return SpecialIds(*ids)
 
 
 def _around(model: "tokenizers.Tokenizer") -> tuple[str | None, str | None]:
@@ -174,14 +183,18 @@ def _around(model: "tokenizers.Tokenizer") -> tuple[str | None, str | None]:
 def _named_beside(file: pathlib.Path) -> dict[str, str]:
     """Texts of pad, bos and eos, as far as files beside a tokenizer.json name them."""
     found = {}
-    for name in reversed(BESIDE):
+    for name in SPECIAL_TOKEN_FILES:
         path = file.with_name(name)
         try:
-            content = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+            content = json_object(path.read_bytes()) if path.is_file() else {}
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}); remove it.") from error
-        for role in ("pad", "bos", "eos"):
+            raise UserError(f"{path} cannot be read ({error}); correct it.") from error
+        for role in SpecialIds._fields:
             token = content.get(f"{role}_token")
             token = token.get("content") if isinstance(token, dict) else token
+            if token and not isinstance(token, str):
+                raise UserError(
+                    f"{path}: {role}_token is {token!r}; it must be a text."
+                )
             found |= {role: token} if token else {}
     return found

@@ -102,13 +102,12 @@ class Stream(Windows):
         places = np.arange(first, first + len(tokens))
         item = np.searchsorted(file.ends, places, "right")
         place_in_item = places - self._starts[item]
-        return _padded(
-            self._seq_len + 1,
-            file.pad_id,
-            tokens=tokens,
-            segments=item - item[0] + 1,
-            positions=np.minimum(place_in_item, places - first),
-            weights=place_in_item >= file.prompts[item],
+        width, positions = self._seq_len + 1, np.minimum(place_in_item, places - first)
+        return Window(
+            tokens=_padded(tokens, width, np.int32, file.pad_id),
+            segments=_padded(item - item[0] + 1, width, np.int32),
+            positions=_padded(positions, width, np.int32),
+            weights=_padded(place_in_item >= file.prompts[item], width, np.float32),
         )
 
 
@@ -145,13 +144,11 @@ class Rows(Windows):
             tokens = np.concatenate([tokens[:head], tokens[prompt - tail :]])
             prompt = room
         places = np.arange(len(tokens))
-        return _padded(
-            self._width,
-            file.pad_id,
-            tokens=tokens,
-            segments=np.ones_like(places),
-            positions=places,
-            weights=places >= prompt,
+        return Window(
+            tokens=_padded(tokens, self._width, np.int32, file.pad_id),
+            segments=_padded(np.ones_like(places), self._width, np.int32),
+            positions=_padded(places, self._width, np.int32),
+            weights=_padded(places >= prompt, self._width, np.float32),
         )
 
 
@@ -165,25 +162,8 @@ def all_windows(file: TokenFile, seq_len: int) -> Stream:
     return Stream(file, seq_len, -(-(len(file.tokens) - 1) // seq_len))
 
 
-def _padded(
-    width: int,
-    pad_id: int,
-    *,
-    tokens: np.ndarray,
-    segments: np.ndarray,
-    positions: np.ndarray,
-    weights: np.ndarray,
-) -> Window:
-    """A window of some tokens, padded on the right."""
-
-    def padded(values: np.ndarray, dtype: type, fill: int = 0) -> np.ndarray:
-        full = np.full(width, fill, dtype)
-        full[: len(values)] = values
-        return full
-
-    return Window(
-        tokens=padded(tokens, np.int32, pad_id),
-        segments=padded(segments, np.int32),
-        positions=padded(positions, np.int32),
-        weights=padded(weights, np.float32),
-    )
+def _padded(values: np.ndarray, width: int, dtype: type, fill: int = 0) -> np.ndarray:
+    """Some values, padded on the right."""
+    full = np.full(width, fill, dtype)
+    full[: len(values)] = values
+    return full

@@ -13,6 +13,7 @@ from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.errors import UserError
 from jaxpar.generate.logits import TokenRows, logits_of
 from jaxpar.generate.sampling import Generator, Sampling
+from jaxpar.partition import cluster
 from jaxpar.partition.layout import Layout
 from jaxpar.run.directory import Step
 from jaxpar.run.opening import OpenRun, open_run
@@ -71,14 +72,14 @@ def answer(
     ]
     sample = generator(opened, how)
     if not sample.has_cache:
-        print(
+        cluster.print_once(
             "The model has no key/value cache: each token recomputes the whole prefix.",
             file=sys.stderr,
         )
     divisor = sample.placed.layout.batch_divisor
     if len(rows) % divisor:
         padded = -(-len(rows) // divisor) * divisor
-        print(
+        cluster.print_once(
             f"{len(rows)} prompts are padded with copies to {padded}, which layout "
             f"{opened.placed.layout.spelling} divides.",
             file=sys.stderr,

@@ -14,6 +14,7 @@ from jaxpar.errors import UserError
 from jaxpar.generate.logits import TokenRows, require_in_vocabulary
 from jaxpar.models.base import CachingModel, Model
 from jaxpar.nn.places import NO_DOCUMENT, Places
+from jaxpar.partition import cluster
 from jaxpar.partition.layout import Placed
 from jaxpar.partition.sharding import use_layout
 from jaxpar.train.state import Recipe
@@ -193,7 +194,7 @@ class Generator:
         asked = self.how.max_new_tokens
         room = [min(asked, self.limit - len(row)) for row in rows]
         if (fewest := min(room)) < asked:
-            print(
+            cluster.print_once(
                 f"The model has {self.limit} positions: answers end there, after "
                 f"{fewest} tokens, not {asked}.",
                 file=sys.stderr,

@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import os
 import socket
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Self
 
 from jaxpar.errors import UserError
 from jaxpar.partition import cluster
+from jaxpar.tables import for_messages
 
 BLOCK = 4096
 """Bytes that are written to see whether that is possible."""
@@ -46,7 +46,7 @@ class RunLock:
             print(
                 f"{self.path.parent}: its file system has no locks ({error.strerror}), "
                 "so nothing keeps a second run away from it.",
-                file=sys.stderr,
+                file=for_messages(),
             )
         self._file.truncate(0)
         self._file.write(

@@ -46,11 +46,12 @@ def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
         value = json_object(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path} is damaged: it is {error}. {remedy}") from error
+    comma = " and the comma before it" if [*value][-1:] == [SEAL] != [*value] else ""
     seal = value.pop(SEAL, None)
     if seal is not None and seal != _digest(value):
         raise UserError(
             f"{path} is damaged, or was edited: its {SEAL} does not match. "
-            f"{remedy} (To keep an edit, remove its line {SEAL}.)"
+            f"{remedy} (To keep an edit, remove its line {SEAL}{comma}.)"
         )
     return value
 

@@ -7,13 +7,13 @@ each goes on to the call after it, and stops there. Steps in flight need no proc
 wait for another meanwhile, so none blocks a collective of another.
 """
 
-import sys
 import threading
 import time
 from typing import Any
 
 from jaxpar.guard.stopping import StopRequest, Unsaved, status_of
 from jaxpar.partition import cluster
+from jaxpar.tables import for_messages
 
 POLL_SECONDS = 0.5
 NEVER = -1
@@ -62,7 +62,9 @@ class SharedStop:
                     return
         except Exception as error:  # The coordinator is gone: JAX ends the process.
             if not self._closed.is_set():
-                print(f"jaxpar: the processes cannot agree: {error}", file=sys.stderr)
+                print(
+                    f"jaxpar: the processes cannot agree: {error}", file=for_messages()
+                )
                 if self._request.asked():
                     self._end()
 
@@ -115,7 +117,7 @@ class SharedStop:
         print(
             f"jaxpar: {self._request.prefix}not all processes can stop after the "
             "same step, so nothing more is saved; what was saved before is intact.",
-            file=sys.stderr,
+            file=for_messages(),
             flush=True,
         )
         if cluster.is_first():

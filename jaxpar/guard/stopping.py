@@ -177,7 +177,7 @@ class _Watcher:
         if self.done:
             return
         if why:
-            print(f"jaxpar: {number.name}: {why}.", file=sys.stderr)
+            print(f"jaxpar: {number.name}: {why}.", file=for_messages())
         flush()
         self._request.leave(status_of(number.name))
 

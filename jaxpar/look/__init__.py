@@ -1,4 +1,4 @@
-"""What every device holds of an experiment, shown without allocating anything."""
+"""Looking at an experiment and a run: memory on devices, data, losses, answers."""
 
 from jaxpar.look.show import show
 

@@ -22,14 +22,15 @@ from jaxpar.partition.layout import Dims, Placed
 from jaxpar.train.step import make_gradients
 
 ANY = ("*",)
-"""Splits a dimension of equal numbers: as what they meet next is split."""
+"""Dimension of a broadcast constant: takes whatever split its reader has."""
 
 
 def activation_bytes(experiment: Experiment) -> int:
     """The most that live at a time on each device, while gradients are computed.
 
     Without the gradients themselves, and what only the compiler knows: what it fuses,
-    reorders or buffers. On a CPU it allocates 0.8 to 1.4 times as much, with gradients
+    reorders or buffers. Of a `cond` the first branch counts, of a `while` nothing
+    inside. On a CPU it allocates 0.8 to 1.4 times as much, with gradients
     (tests/look/test_activations.py).
     """
     layout: Any = experiment.layout

@@ -29,7 +29,7 @@ def plot_losses(run: Any, path: str | Path | None = None) -> Any:
     if not file.is_file():
         raise UserError(f"{folder} has no metrics.jsonl: no step of it was logged yet.")
     rows = read_metrics(file)
-    scores = [row for row in rows if "split" in row]
+    scores = [row for row in rows if row.get("split") == "heldout"]
     steps = [row for row in rows if "split" not in row]
     return figures.written(_draw(steps, scores, folder.name), path)
 

@@ -27,7 +27,7 @@ def new(width: float, height: float) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError(
-            f'Pictures need matplotlib ({error}): pip install "jaxpar[notebook]".'
+            f'Pictures need matplotlib ({error}): pip install -e ".[notebook]".'
         ) from error
     figure: Any = Figure((width, height), DPI, facecolor=PAPER, layout="constrained")
     # Without pyplot, which would show it twice, a notebook knows no other way.

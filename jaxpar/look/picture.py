@@ -52,36 +52,41 @@ def draw(table: Any) -> Any:
     return figure
 
 
-def _panel(axes: Any, row: Any, layout: Layout, first: bool) -> None:
-    numbers, names = pieces(layout, row.axes), [*layout.sizes]
-    grid = numbers.reshape(-1, numbers.shape[-1]).T if len(names) > 1 else numbers[None]
+def _panel(panel: Any, row: Any, layout: Layout, first: bool) -> None:
+    numbers, mesh_axes = pieces(layout, row.axes), [*layout.sizes]
+    grid = (
+        numbers.reshape(-1, numbers.shape[-1]).T
+        if len(mesh_axes) > 1
+        else numbers[None]
+    )
     # Colours in the order of the picture, so that panels split alike look alike.
     _, firsts, inverse = np.unique(grid, return_index=True, return_inverse=True)
     order = np.argsort(np.argsort(firsts))[inverse.reshape(grid.shape)]
     colors, dark = _colors(len(firsts))
-    axes.imshow(colors[order], aspect="auto", interpolation="nearest")
-    figures.plain(axes, frame=())
-    axes.set(xticks=[], yticks=[])
+    panel.imshow(colors[order], aspect="auto", interpolation="nearest")
+    figures.plain(panel, frame=())
+    panel.set(xticks=[], yticks=[])
     ways = [n // piece for n, piece in zip(row.shape, row.piece, strict=True)]
-    split = [f"{name}/{n}" for name, n in zip(row.axes, ways, strict=True) if n > 1]
+    logical = zip(row.axes, ways, strict=True)
+    split = [f"{name}/{n}" for name, n in logical if n > 1]
     said = f"{' '.join(split) or 'all on each'} · {size_of(row.bytes)}"
     said = f"{row.path[-30:]}\n{said}"
-    axes.set_title(said, color=INK, fontsize=7.5, pad=3)
+    panel.set_title(said, color=INK, fontsize=7.5, pad=3)
     if first:
-        across = " × ".join(names[:-1] if len(names) > 1 else names)
-        axes.set_xlabel(f"{across} →", color=INK, fontsize=7.5, labelpad=1)
-        down = f"← {names[-1]}" if len(names) > 1 else ""
-        axes.set_ylabel(down, color=INK, fontsize=7.5)
+        across = " × ".join(mesh_axes[:-1] if len(mesh_axes) > 1 else mesh_axes)
+        panel.set_xlabel(f"{across} →", color=INK, fontsize=7.5, labelpad=1)
+        down = f"← {mesh_axes[-1]}" if len(mesh_axes) > 1 else ""
+        panel.set_ylabel(down, color=INK, fontsize=7.5)
     height, width = grid.shape
     if grid.size <= MOST_CELLS:
-        axes.hlines(np.arange(height - 1) + 0.5, -0.5, width - 0.5, color=PAPER)
-        axes.vlines(np.arange(width - 1) + 0.5, -0.5, height - 0.5, color=PAPER)
+        panel.hlines(np.arange(height - 1) + 0.5, -0.5, width - 0.5, color=PAPER)
+        panel.vlines(np.arange(width - 1) + 0.5, -0.5, height - 0.5, color=PAPER)
     if grid.size <= MOST_LABELS:
         for at, number in np.ndenumerate(grid):
             ink = "white" if dark[order[at]] else INK
             text = _range(row.piece, ways, int(number))
             style = {"ha": "center", "va": "center", "rotation": 90 * (width > 4)}
-            axes.text(*at[::-1], text, color=ink, fontsize=6, **style)
+            panel.text(*at[::-1], text, color=ink, fontsize=6, **style)
 
 
 def _range(piece: tuple[int, ...], ways: list[int], number: int) -> str:
@@ -103,19 +108,19 @@ def _colors(n: int) -> tuple[np.ndarray, list[bool]]:
     return found, [bool(x) for x in found @ (0.299, 0.587, 0.114) < 0.5]
 
 
-def _bars(axes: Any, table: Any) -> None:
+def _bars(panel: Any, table: Any) -> None:
     held = {
         "parameters": table.bytes,
         "gradients": table.gradients,
         "optimizer state": table.optimizer,
         "activations (estimate)": table.activations,
     }
-    figures.plain(axes, frame=("left",))
-    bars = axes.barh([*held], [*held.values()], color=COLORS[4], height=0.7)
+    figures.plain(panel, frame=("left",))
+    bars = panel.barh([*held], [*held.values()], color=COLORS[4], height=0.7)
     bars[-1].set(hatch="///", facecolor=COLORS[1], edgecolor=PAPER)
     texts = [size_of(n) for n in held.values()]
-    axes.bar_label(bars, texts, padding=4, color=INK, fontsize=8)
-    axes.invert_yaxis()
-    axes.set(xticks=[], xlim=(0, 1.12 * max(held.values())))
+    panel.bar_label(bars, texts, padding=4, color=INK, fontsize=8)
+    panel.invert_yaxis()
+    panel.set(xticks=[], xlim=(0, 1.12 * max(held.values())))
     total = size_of(sum(held.values()))
-    axes.set_title(f"On each device, {total} in all", color=INK, fontsize=9)
+    panel.set_title(f"On each device, {total} in all", color=INK, fontsize=9)

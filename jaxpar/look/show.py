@@ -55,9 +55,9 @@ class Row:
 class Copied:
     """What devices along a mesh axis hold copies of: parameters or optimizer state.
 
-    bytes: on each device. layout: which would leave the least, `then`; "" where no
-    zero1 or fsdp in the axis's place does without holding more of the state, or none
-    fits this model and batch.
+    bytes: on each device. layout: the one with zero1 or fsdp in the axis's place that
+    leaves the least of them, `then`. It is "" where none fits this model and batch, or
+    each leaves as much or holds more of the whole state.
     """
 
     what: str
@@ -161,11 +161,13 @@ def show(
     experiment: Experiment,
     layout: Layout | str | None = None,
     *,
+    devices: int | None = None,
     classes: tuple[type, ...] = (),
 ) -> Table:
     """What each device holds of an experiment under its layout, or under another one.
 
-    classes: those which config.json of a fine-tune's source names and jaxpar lacks.
+    devices: CPU devices for which layout=auto is chosen. classes: those which
+    config.json of a fine-tune's source names and jaxpar lacks.
 
     Raises:
       UserError: the layout cannot split a parameter, or the batch.
@@ -173,7 +175,7 @@ def show(
     if isinstance(experiment, Finetune):
         source = RunDir(experiment.start_from)
         experiment = experiment.with_model_of(lambda: source.open(*classes))
-    wanted = layout_for(experiment) if layout is None else as_layout(layout)
+    wanted = layout_for(experiment, devices) if layout is None else as_layout(layout)
     experiment = dataclasses.replace(experiment, layout=wanted)
     recipe = experiment.recipe()
     rows = sorted(_rows(recipe, wanted), key=lambda row: (-row.bytes, row.path))
@@ -204,12 +206,12 @@ def _splitting(layout: Layout, names: tuple[str, ...], which: str) -> set[str]:
 def _copied(
     experiment: Experiment, recipe: Recipe, layout: Layout, rows: list[Row]
 ) -> Iterator[Copied]:
-    own = layout.spelling
+    present = layout.spelling
     for axis in layout.sizes:
         copied = [row for row in rows if axis in row.copied]
         if not copied:
             continue
-        layouts = {own: layout, **_others(experiment, recipe, layout, axis)}
+        layouts = {present: layout, **_others(experiment, recipe, layout, axis)}
         held = {"parameters": {}, "optimizer state": {}}
         for word, other in layouts.items():
             held["parameters"][word] = sum(row.bytes_under(other) for row in copied)
@@ -217,9 +219,9 @@ def _copied(
         if any(axis in _splitting(layout, row.axes, "optimizer") for row in rows):
             del held["optimizer state"]  # Not all of it is copied.
         for what, found in held.items():
-            best = min(found, key=found.__getitem__)  # Of equal ones the first, own.
-            word = best if best != own else ""
-            yield Copied(what, axis, found[own], word, found[best])
+            best = min(found, key=found.__getitem__)  # The present one, if equal.
+            word = best if best != present else ""
+            yield Copied(what, axis, found[present], word, found[best])
 
 
 def _others(

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxpar.data import tokenizer
 from jaxpar.data.order import order
 from jaxpar.data.prepare import Prepared, in_words
 from jaxpar.data.tokenizer import Tokenizer
+from jaxpar.data.tokenizer import load as load_tokenizer
 from jaxpar.data.windows import Window
+from jaxpar.errors import UserError
 from jaxpar.experiment import Experiment, Finetune
 from jaxpar.run.adoption import with_added_tokens
 from jaxpar.run.directory import RunDir
@@ -134,11 +135,16 @@ def prepared_data(
     if not isinstance(experiment, Finetune):
         return experiment.data.prepare(progress=progress)
     source = RunDir(experiment.start_from)
-    tokens = tokenizer.load(source.tokenizer_dir)
+    if not source.exists():
+        raise UserError(
+            f"{source.path} is not a run, and a fine-tune takes its tokenizer from "
+            "one: say which by --start-from RUN."
+        )
+    tokenizer = load_tokenizer(source.tokenizer_dir)
     if experiment.add_tokens:
         experiment = experiment.with_model_of(lambda: source.open(*classes))
-        tokens = with_added_tokens(experiment, tokens)
-    return experiment.data.prepare(tokens, progress=progress)
+        tokenizer = with_added_tokens(experiment, tokenizer)
+    return experiment.data.prepare(tokenizer, progress=progress)
 
 
 def _cells(name: str, part: dict[str, int]) -> tuple[str, ...]:
@@ -149,26 +155,26 @@ def _cells(name: str, part: dict[str, int]) -> tuple[str, ...]:
     return name, *counts, per_token, f"{part['windows']:,}"
 
 
-def _tokens(window: Window, tokens: Tokenizer) -> Iterator[Token]:
+def _tokens(window: Window, tokenizer: Tokenizer) -> Iterator[Token]:
     """The first tokens of a window that are no padding."""
     n = min(int(np.count_nonzero(window.segments)), MOST_TOKENS)
     ids, turn = window.tokens[:n], 0
-    for k, text in enumerate(_texts(ids, tokens)):
+    for k, text in enumerate(_texts(ids, tokenizer)):
         begins = k == 0 or window.segments[k] != window.segments[k - 1]
-        if ids[k] in (tokens.bos_id, tokens.eos_id):
-            text = BEGIN if begins and ids[k] == tokens.bos_id else END
+        if ids[k] in (tokenizer.bos_id, tokenizer.eos_id):
+            text = BEGIN if begins and ids[k] == tokenizer.bos_id else END
         turn = 1 - turn
         style = turn if window.weights[k] else UNSCORED
         yield Token(text.replace("\n", f"{LINE_END}\n"), style, int(ids[k]))
 
 
-def _texts(ids: np.ndarray, tokens: Tokenizer) -> Iterator[str]:
+def _texts(ids: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
     """The text of each id, as it is after the one before it."""
     before: Sequence[int] = []
     for i in ids.tolist():
-        head, both = tokens.decode(before), tokens.decode([*before, i])
+        head, both = tokenizer.decode(before), tokenizer.decode([*before, i])
         follows = bool(head) and both.startswith(head)
-        yield both[len(head) :] if follows else tokens.decode([i])
+        yield both[len(head) :] if follows else tokenizer.decode([i])
         before = [i]
 
 

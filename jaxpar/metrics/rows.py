@@ -1,13 +1,13 @@
 """Rows of metrics, handed to every sink; what happens when one fails."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from jaxpar.errors import JaxparError, one_line
 from jaxpar.metrics.sinks import JsonlSink, Row
+from jaxpar.tables import for_messages
 
 
 class Sink(Protocol):
@@ -53,7 +53,7 @@ class OptionalSink:
                 print(
                     f"{self._what} is off from now on ({one_line(error)}); the run "
                     "goes on without it.",
-                    file=sys.stderr,
+                    file=for_messages(),
                 )
 
 

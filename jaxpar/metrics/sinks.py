@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from jaxpar.errors import UserError
-from jaxpar.guard.goodput import clock
+from jaxpar.guard.time_account import clock
 from jaxpar.metrics.event_file import EventFile, append
 from jaxpar.tables import for_messages
 

@@ -1,7 +1,6 @@
 """Checks that a model keeps the contract of jaxpar.models.base, by shapes alone."""
 
 import contextlib
-import dataclasses
 import functools
 import sysconfig
 import traceback
@@ -35,9 +34,9 @@ def checked_model(config: ModelConfig, precision: Precision) -> nnx.Module:
     name = type(config).__name__
     require_frozen(config)
     with single_device(precision):
-        with _explained(f"{name}.build"):
+        with explained(f"{name}.build"):
             model = nnx.eval_shape(lambda: config.build(nnx.Rngs(params=0)))
-    _check_config(name, config, model)
+    _check_interface(name, config, model)
     try:
         hash(config)
     except TypeError:  # A field is a list: the check is made each time.
@@ -49,15 +48,19 @@ def checked_model(config: ModelConfig, precision: Precision) -> nnx.Module:
 
 def require_frozen(config: Any) -> None:
     """Refuses, with what to write, a configuration that is no frozen dataclass."""
-    kind = type(config)
-    is_frozen = dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen
-    fields = {} if "__dataclass_params__" in vars(kind) else get_annotations(kind)
-    if not is_frozen or fields or not isinstance(config, ModelConfig):
-        raise UserError(
-            f"{kind.__name__} is no model's configuration: it must be derived from "
-            "jaxpar.models.base.ModelConfig, with @dataclasses.dataclass(frozen=True) "
-            "above the class."
-        )
+    kind, wrong = type(config), ""
+    params = getattr(kind, "__dataclass_params__", None)
+    # Of a subclass that adds fields without the decorator; it inherits the params.
+    lost = [] if "__dataclass_params__" in vars(kind) else [*get_annotations(kind)]
+    if not isinstance(config, ModelConfig):
+        wrong = "it must be derived from jaxpar.models.base.ModelConfig"
+    elif params is None or lost:
+        wrong = "it must have @dataclasses.dataclass(frozen=True) above the class"
+        wrong += f", without which it has no field {', '.join(lost)}" if lost else ""
+    elif not params.frozen:
+        wrong = "its @dataclasses.dataclass must have frozen=True"
+    if wrong:
+        raise UserError(f"{kind.__name__} is no model's configuration: {wrong}.")
 
 
 def require_order(config: ModelConfig, layout: Layout) -> None:
@@ -74,16 +77,21 @@ def require_order(config: ModelConfig, layout: Layout) -> None:
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Errors of a model's own code: what was called, the whole message, and where."""
+def explained(what: str, *, refusals: bool = True) -> Iterator[None]:
+    """Errors of a model's own code: what was called, the whole message, and where.
+
+    refusals: whether those of jaxpar itself are explained, too.
+    """
     try:
         yield
     except UserError as error:
+        if not refusals:
+            raise
         raise UserError(f"{what}: {one_line(error)}{_where(error)}") from error
     except Exception as error:
         message = " ".join(str(error).split())[:LONGEST_MESSAGE]
-        kind = type(error).__name__
-        raise UserError(f"{what}: {kind}: {message}{_where(error)}") from error
+        error_name = type(error).__name__
+        raise UserError(f"{what}: {error_name}: {message}{_where(error)}") from error
 
 
 def _where(error: Exception) -> str:
@@ -97,7 +105,7 @@ def _where(error: Exception) -> str:
     return ""
 
 
-def _check_config(name: str, config: ModelConfig, model: Any) -> None:
+def _check_interface(name: str, config: ModelConfig, model: Any) -> None:
     if not isinstance(model, nnx.Module):
         raise UserError(
             f"{name}.build returns {_described(model)}; it must return the model, an "
@@ -133,25 +141,25 @@ def _check_forward(config: ModelConfig, precision: Precision) -> None:
 
 def _run(config: ModelConfig, model: Any, tokens: jax.Array) -> None:
     """Calls a model, and refuses what it returns where that is wrong."""
-    kind, (B, T), V = type(model).__name__, tokens.shape, config.vocab_size
-    with _explained(f"{kind}.__call__ of tokens [{B}, {T}], where and keys=None"):
+    name, (B, T), V = type(model).__name__, tokens.shape, config.vocab_size
+    with explained(f"{name}.__call__ of tokens [{B}, {T}], where and keys=None"):
         found = model(tokens, one_document_per_row(tokens), None)
     if not isinstance(found, tuple | list) or len(found) != 2:
         raise UserError(
-            f"{kind}.__call__ returns {_described(found)}; it must return a pair: "
+            f"{name}.__call__ returns {_described(found)}; it must return a pair: "
             f"activations [{B}, {T}, width] and jaxpar.models.base.Aux()."
         )
     x, _ = found
     if not _fits(x, B, T, 1):
         raise UserError(
-            f"{kind}.__call__ of tokens [{B}, {T}] returns {_described(x)} first; that "
+            f"{name}.__call__ of tokens [{B}, {T}] returns {_described(x)} first; that "
             f"must be activations [{B}, {T}, width] of a floating-point type."
         )
-    with _explained(f"{kind}.unembed of {_described(x)}"):
+    with explained(f"{name}.unembed of {_described(x)}"):
         logits = model.unembed(x)
     if not _fits(logits, B, T, V):
         raise UserError(
-            f"{kind}.unembed of {_described(x)} returns {_described(logits)}; it must "
+            f"{name}.unembed of {_described(x)} returns {_described(logits)}; it must "
             f"return logits [{B}, {T}, {V}] of a floating-point type, for {V} is the "
             "vocab_size (or more, if those of padding are -inf)."
         )

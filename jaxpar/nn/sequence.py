@@ -18,10 +18,11 @@ def in_order(x: Shaped[Array, "B T ..."], *names: str | None) -> jax.Array:
     names: of its axes, as `constrain` takes them. Layouts that split the sequence keep
     it elsewhere: `context` and `ring` in zigzag order. `as_stored` is the way back.
 
-    Where C devices split the sequence, its last axis is split over them instead, in one
-    all-to-all in which each sends (C - 1) / C of its piece; the gradient goes the same
-    way back. If C does not divide that axis, each device gets all of it, for C - 1
-    times its piece. Where no layout splits the sequence this does nothing.
+    Where C devices split the sequence, the array's last axis is split over them
+    instead, in one all-to-all in which each sends (C - 1) / C of its piece; the
+    gradient goes the same way back. If C does not divide that axis, each device gets
+    all of it, for C - 1 times its piece. Where no layout splits the sequence this does
+    nothing.
 
     Raises:
       UserError: names are not "batch", "seq" and one for each further axis.
@@ -29,7 +30,7 @@ def in_order(x: Shaped[Array, "B T ..."], *names: str | None) -> jax.Array:
     if (spec := _whole_rows(x, names)) is None:
         return x
     x = jax.lax.with_sharding_constraint(constrain(x, *names), spec)
-    x = _permuted(x, np.argsort(_stored_tokens(x)))
+    x = _permuted(x, np.argsort(_token_numbers(x)))
     return jax.lax.with_sharding_constraint(x, spec)
 
 
@@ -37,7 +38,7 @@ def as_stored(x: Shaped[Array, "B T ..."], *names: str | None) -> jax.Array:
     """The inverse of `in_order`, at the same price: tokens as the layout has them."""
     if (spec := _whole_rows(x, names)) is None:
         return x
-    x = _permuted(jax.lax.with_sharding_constraint(x, spec), _stored_tokens(x))
+    x = _permuted(jax.lax.with_sharding_constraint(x, spec), _token_numbers(x))
     return constrain(jax.lax.with_sharding_constraint(x, spec), *names)
 
 
@@ -56,8 +57,8 @@ def _whole_rows(x: jax.Array, names: tuple[str | None, ...]) -> PartitionSpec | 
     return PartitionSpec(*(dim or None for dim in dims))
 
 
-def _stored_tokens(x: jax.Array) -> np.ndarray:
-    """The number of the token at each stored place of a row."""
+def _token_numbers(x: jax.Array) -> np.ndarray:
+    """The number of the token at each place of a row, in the layout's order."""
     layout = current_context().layout
     return layout.token_numbers(x.shape[1]) if layout else np.arange(x.shape[1])
 

@@ -8,36 +8,46 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxpar.nn.places import Places
+from jaxpar.partition.devices import without_accelerator
 
 # Segments of the tokens that fill up a last tile: no query has that of a key.
 PADDED_QUERY = -2
 PADDED_KEY = -3
 
-QueryTiles = Float[Array, "row_tiles query_tiles rows K G tile H"]
-KeyTiles = Float[Array, "row_tiles key_tiles rows K tile H"]
+QueryTiles = Float[Array, "row_tiles query_tiles row_tile K G query_tile H"]
+KeyTiles = Float[Array, "row_tiles key_tiles row_tile K key_tile H"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """How arrays are cut into tiles: `rows` at a time, then queries, then keys.
+    """How arrays are cut into tiles: by rows, then by queries, then by keys.
 
-    Heads come before tokens in a tile: [rows, K, G, T, H] and [rows, K, S, H].
+    Heads come before tokens in a tile of queries, [row_tile, K, G, query_tile, H], and
+    in one of keys, [row_tile, K, key_tile, H].
     """
 
     B: int
+    """Rows of the batch."""
     T: int
+    """Queries of a row."""
     S: int
+    """Keys of a row."""
     N: int
+    """Heads of queries."""
     K: int
-    rows: int
-    n_queries: int
-    n_keys: int
+    """Heads of keys, each of which G = N / K heads of queries share."""
+    row_tile: int
+    """Rows of a tile."""
+    query_tile: int
+    """Queries of a tile."""
+    key_tile: int
+    """Keys of a tile."""
 
     def cut_queries(self, x: Float[Array, "B T N H"]) -> QueryTiles:
         """Tiles of queries, or of anything else that each query and head has."""
-        x = _padded(x, self.n_queries)
+        x = _padded(x, self.query_tile)
         x = x.reshape(
-            self.B // self.rows, self.rows, -1, self.n_queries,
+            self.B // self.row_tile, self.row_tile, -1, self.query_tile,
             self.K, self.N // self.K, x.shape[-1],
         )  # fmt: skip
         return x.transpose(0, 2, 1, 4, 5, 3, 6)
@@ -49,8 +59,8 @@ class Tiling:
 
     def cut_keys(self, x: Float[Array, "B S K H"]) -> KeyTiles:
         """Tiles of keys or values."""
-        x = _padded(x, self.n_keys)
-        shape = self.B // self.rows, self.rows, -1, self.n_keys, self.K
+        x = _padded(x, self.key_tile)
+        shape = self.B // self.row_tile, self.row_tile, -1, self.key_tile, self.K
         x = x.reshape(*shape, x.shape[-1])
         return x.transpose(0, 2, 1, 4, 3, 5)
 
@@ -63,16 +73,17 @@ class Tiling:
         """Places of queries and of keys, cut like them; the padding sees nothing."""
 
         def cut(x: jax.Array, size: int, fill: int) -> jax.Array:
-            x = _padded(x, size, fill).reshape(self.B // self.rows, self.rows, -1, size)
+            x = _padded(x, size, fill)
+            x = x.reshape(self.B // self.row_tile, self.row_tile, -1, size)
             return x.transpose(0, 2, 1, 3)
 
         where = Places(
-            cut(where.positions, self.n_queries, 0),
-            cut(where.segments, self.n_queries, PADDED_QUERY),
+            cut(where.positions, self.query_tile, 0),
+            cut(where.segments, self.query_tile, PADDED_QUERY),
         )
         where_k = Places(
-            cut(where_k.positions, self.n_keys, 0),
-            cut(where_k.segments, self.n_keys, PADDED_KEY),
+            cut(where_k.positions, self.key_tile, 0),
+            cut(where_k.segments, self.key_tile, PADDED_KEY),
         )
         return where, where_k
 
@@ -80,11 +91,11 @@ class Tiling:
 def tiling_of(q: jax.Array, k: jax.Array, most: int) -> Tiling:
     """Tiles of at most so many scores; 0 is the default of the kind of device."""
     (B, T, N, _), (S, K) = q.shape, k.shape[1:3]
-    tile = most or (2**20 if jax.default_backend() == "cpu" else 2**27)
-    side = max(1, math.isqrt(tile // N))
-    keys = min(S, side if N * T * S > tile else S)
-    queries = min(T, max(1, tile // (N * keys)))
-    fit = max(1, tile // (N * queries * keys))
+    scores = most or (2**20 if without_accelerator() else 2**27)
+    side = max(1, math.isqrt(scores // N))
+    keys = min(S, side if N * T * S > scores else S)
+    queries = min(T, max(1, scores // (N * keys)))
+    fit = max(1, scores // (N * queries * keys))
     rows = max(n for n in range(1, min(B, fit) + 1) if B % n == 0)
     return Tiling(B, T, S, N, K, rows, queries, keys)
 

@@ -11,12 +11,12 @@ from jaxpar.config import Spelled
 from jaxpar.errors import UserError
 from jaxpar.partition.layout import Layout
 
-SPELLED = re.compile(r"auto(\(cpu=(?P<quote>[\"']?)(?P<cpu>[^\"']+)(?P=quote)\))?")
+REQUEST = re.compile(r"auto(\(cpu=(?P<quote>[\"']?)(?P<cpu>[^\"']+)(?P=quote)\))?")
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoLayout(Spelled):
-    """A layout that pretrain or finetune chooses when it starts: see `choose`.
+    """A layout that pretrain or finetune chooses when it starts: see `choose_layout`.
 
     config.json keeps this request, the receipt what was chosen.
     """
@@ -39,7 +39,7 @@ class AutoLayout(Spelled):
         Raises:
           UserError: it spells none.
         """
-        found = SPELLED.fullmatch(text.strip())
+        found = REQUEST.fullmatch(text.strip())
         if not found:
             raise UserError(
                 f'Layout {text!r}: write auto, or auto(cpu="data=4,tensor=2").'
@@ -62,7 +62,7 @@ def parse_layout(text: str) -> AnyLayout:
 
 
 @dataclasses.dataclass(frozen=True)
-class Load:
+class Demand:
     """What has to be laid out over the devices.
 
     check: refuses, as a UserError, a layout that cannot split the model. state_bytes:
@@ -75,14 +75,15 @@ class Load:
     state_bytes: Callable[[Layout], int]
 
 
-def choose(
-    n_devices: int, load: Load, *, per_host: int, memory: int | None = None
+def choose_layout(
+    n_devices: int, demand: Demand, *, per_host: int, memory: int | None = None
 ) -> Layout:
     """The layout of these devices for a model and its batch.
 
     `data`, or `fsdp` where the state would take more than half of a device's memory;
     where the batch has too few rows for all devices, or no such layout can split the
-    model, `tensor` within a host, as little of it as will do.
+    model, `tensor` within a host, as little of it as will do. Where the state is too
+    large for that under every such layout, the one that leaves the least on a device.
 
     per_host: devices that fast links connect. memory: bytes of a device, if known.
 
@@ -96,7 +97,7 @@ def choose(
         for word in ("data", "fsdp"):
             layout = _layout(word, n_devices // tensor, tensor)
             try:
-                load.check(layout)
+                demand.check(layout)
             except UserError as error:
                 refused.append(error)
             else:
@@ -106,16 +107,16 @@ def choose(
     layouts = [
         layout
         for pieces, fitting in legal.items()
-        if load.batch_size % (pieces * load.microbatches) == 0
+        if demand.batch_size % (pieces * demand.microbatches) == 0
         for layout in fitting
     ]
     if not layouts:
-        raise _no_such_batch(n_devices, load, list(legal))
+        raise _no_such_batch(n_devices, demand, list(legal))
     for layout in layouts:
         sliced = "fsdp" in layout.spelling
-        if sliced or memory is None or load.state_bytes(layout) <= memory / 2:
+        if sliced or memory is None or demand.state_bytes(layout) <= memory / 2:
             return layout
-    return layouts[0]
+    return min(layouts, key=demand.state_bytes)
 
 
 def devices_per_host(devices: Sequence[Any], hosts: Sequence[str]) -> int:
@@ -142,14 +143,14 @@ def _divisors(n: int) -> list[int]:
     return [i for i in range(1, n + 1) if n % i == 0]
 
 
-def _no_such_batch(n_devices: int, load: Load, pieces: Sequence[int]) -> UserError:
-    steps = [each * load.microbatches for each in pieces]
-    size = load.batch_size
-    below = max(size // step * step for step in steps)
-    above = min(-(-size // step) * step for step in steps)
+def _no_such_batch(n_devices: int, demand: Demand, pieces: Sequence[int]) -> UserError:
+    divisors = [each * demand.microbatches for each in pieces]
+    size = demand.batch_size
+    below = max(size // divisor * divisor for divisor in divisors)
+    above = min(-(-size // divisor) * divisor for divisor in divisors)
     near = f"{below} and {above}" if below else f"{above}"
     return UserError(
-        f"layout=auto: batch_size={size} in {load.microbatches} microbatches cannot be "
-        f"divided among {n_devices} devices, with or without tensor parallelism; the "
-        f"nearest legal sizes are {near}."
+        f"layout=auto: batch_size={size} in {demand.microbatches} microbatches cannot "
+        f"be divided among {n_devices} devices, with or without tensor parallelism; "
+        f"the nearest legal sizes are {near}."
     )

@@ -209,7 +209,8 @@ def print_once(*text: str, **options: Any) -> None:
     if is_first():
         if options.get("file") is sys.stderr:
             options["file"] = for_messages()
-        print(*text, **options)
+        # In a file that gets both streams, lines stand in their order.
+        print(*text, **{"flush": True, **options})
 
 
 def leave(status: int) -> int:
@@ -251,8 +252,8 @@ def look(key: str) -> Any:
 def _initialize_on_tpu_pod() -> None:
     """On a TPU, lets JAX ask the machine's metadata whether it is one of several."""
     platforms = getattr(jax.config, "jax_platforms", None) or "tpu"
-    has_tpu = any(os.path.exists(path) for path in ("/dev/accel0", "/dev/vfio/0"))
-    if has_tpu and "tpu" in platforms and importlib.util.find_spec("libtpu"):
+    has_tpu = "tpu" in platforms and launchers.has_tpu()
+    if has_tpu and importlib.util.find_spec("libtpu"):
         # On a single machine: "coordinator_address should be defined".
         with contextlib.suppress(ValueError):
             _initialize()

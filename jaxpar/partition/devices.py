@@ -1,18 +1,17 @@
-"""Choice of devices for a layout; the only code that asks which devices there are."""
+"""Choice of devices for a layout: accelerators, or CPU devices that are simulated."""
 
 import contextlib
-import functools
 import importlib.util
 import os
 import re
-import sys
 from typing import Any
 
 import jax
 
 from jaxpar.errors import UserError, one_line
-from jaxpar.partition import cluster
+from jaxpar.partition import cluster, launchers
 from jaxpar.partition.layout import Layout
+from jaxpar.tables import say_once
 
 CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 """The modules by which jax computes on NVIDIA devices."""
@@ -61,7 +60,8 @@ def choose_devices(
     simulates_unasked = devices is None and without_accelerator() and need > 1
     visible = visible_devices(devices or need)
     if simulates_unasked and len(visible) >= need:
-        say_once(f"No accelerator: simulating {need} devices on the CPU.")
+        text = f"No accelerator: simulating {need} devices on the CPU."
+        say_once(text, is_first=cluster.is_first())
         visible = visible[:need]
     if len(visible) < need:
         raise UserError(
@@ -84,7 +84,7 @@ def visible_devices(devices: int | None = None) -> list[Any]:
     devices: how many CPU devices to simulate first, unless a backend already runs.
 
     Raises:
-      UserError: JAX cannot start the platform that JAX_PLATFORMS names.
+      UserError: JAX cannot start a platform, or not the one that JAX_PLATFORMS names.
     """
     if devices is not None and without_accelerator():
         # Fails once a backend runs; then what is visible is what there is.
@@ -95,10 +95,13 @@ def visible_devices(devices: int | None = None) -> list[Any]:
     # An empty AssertionError where a platform is named and its plugin is not there.
     except (RuntimeError, AssertionError) as error:
         why = f" ({one_line(error)})" if str(error) else ""
+        found, then = f"JAX finds no device that it can use here{why}.", "Set"
+        if platforms := _platforms():
+            found = f"JAX_PLATFORMS={platforms}: JAX can use no such device here{why}."
+            then = "Unset it, or set"
         raise UserError(
-            f"JAX_PLATFORMS={_platforms() or 'unset'}: JAX can use no such device "
-            f"here{why}. Unset it, or say cpu; GPUs need jax's extra cuda12 or cuda13, "
-            "TPUs its extra tpu."
+            f"{found} {then} JAX_PLATFORMS=cpu for the CPU; GPUs need jax's extra "
+            "cuda12 or cuda13, TPUs its extra tpu."
         ) from error
 
 
@@ -117,7 +120,7 @@ def without_accelerator() -> bool:
     """
     if platforms := _platforms():
         return platforms.split(",")[0] == "cpu"
-    if os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0"):
+    if launchers.has_tpu():
         return False
     if not os.path.exists("/dev/nvidiactl"):
         return True
@@ -125,7 +128,8 @@ def without_accelerator() -> bool:
         return False
     say_once(
         "There is an NVIDIA device, and the installed jax knows CPUs alone: "
-        'pip install -e ".[cuda12]" (or cuda13) brings what it needs.'
+        'pip install -e ".[cuda12]" (or cuda13) brings what it needs.',
+        is_first=cluster.is_first(),
     )
     return True
 
@@ -133,9 +137,3 @@ def without_accelerator() -> bool:
 def _platforms() -> str:
     asked = getattr(jax.config, "jax_platforms", None)
     return asked or os.environ.get("JAX_PLATFORMS", "")
-
-
-@functools.cache
-def say_once(text: str) -> None:
-    """Says something on stderr, once in a process."""
-    cluster.print_once(text, file=sys.stderr)

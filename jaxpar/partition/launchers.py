@@ -6,6 +6,8 @@ from typing import Any
 from jaxpar.errors import UserError
 
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
+TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
+"""One of them is there where this machine has a TPU."""
 
 
 def flag_values(
@@ -40,6 +42,11 @@ def check(address: str | None, n: int | None, i: int | None) -> None:
     if i is not None and (i < 0 or (n is not None and i >= n)):
         top = "" if n is None else f" to {n - 1}, since --num-processes is {n}"
         raise UserError(f"--process-id {i} is out of range; it runs from 0{top}.")
+
+
+def has_tpu() -> bool:
+    """Whether this machine has a TPU; starts no backend."""
+    return any(map(os.path.exists, TPU_DEVICES))
 
 
 def detected() -> str:

@@ -2,9 +2,10 @@
 
 import contextlib
 import socket
-import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
+
+from jaxpar.tables import for_messages
 
 FIRST_SECONDS, AGAIN_SECONDS = 5, 60
 """After which time a process says for whom it waits, and after which again."""
@@ -28,7 +29,7 @@ def said(arrive: Callable[[], None], whom: Callable[[], str]) -> Iterator[None]:
                 arrive()
                 seconds += 1
                 if seconds >= due and (text := whom()):
-                    print(text, file=sys.stderr, flush=True)
+                    print(text, file=for_messages(), flush=True)
                     due = seconds + AGAIN_SECONDS
 
     threading.Thread(target=watch, daemon=True, name="waiting").start()
@@ -77,7 +78,9 @@ class Greetings:
         """For whom this process waits, in words; "" where there are no others."""
         address, n, i = self._place()
         if len(self._heard) > 1:
-            return f"Process 0 of {n} waits for process {missing(n, self._heard)}."
+            gone = missing(n, self._heard)
+            waits = f"Process 0 of {n} waits for process {gone}."
+            return waits if gone else f"All {n} processes have come; JAX connects them."
         whom = "process 0 and all others" if i else f"the {n - 1} others"
         return f"Process {i} of {n} waits for {whom} at {address}." if n > 1 else ""
 

@@ -56,15 +56,15 @@ def vocabulary_of(experiment: Finetune, base: Experiment) -> Vocabulary:
     return Vocabulary(names, ours, theirs, may_grow=bool(asked))
 
 
-def with_added_tokens(experiment: Finetune, tokens: Tokenizer) -> Tokenizer:
+def with_added_tokens(experiment: Finetune, tokenizer: Tokenizer) -> Tokenizer:
     """The source's tokenizer, with the tokens that the fine-tune adds.
 
     Raises:
       UserError: one of them cannot be added, or the model has too few ids.
     """
     if not experiment.add_tokens:
-        return tokens
-    added = AddedTokens(tokens, experiment.add_tokens)
+        return tokenizer
+    added = AddedTokens(tokenizer, experiment.add_tokens)
     have = experiment.model.vocab_size
     if added.vocab_size > have:
         raise UserError(

@@ -26,7 +26,7 @@ LONGEST_BEGINNING, LONGEST_PROMPT = 40, 200
 TRIED_WINDOWS = 100
 """Held-out windows among which a prompt is looked for."""
 FINETUNE = Path(jaxpar.__file__).parents[1] / "experiments" / "quickstart_finetune.py"
-"""Fine-tunes any run; it stands in a checkout alone."""
+"""Fine-tunes any run; only a source checkout has it, not an installed package."""
 
 
 def next_commands(session: Session, files: Sequence[Path]) -> tuple[str, ...]:
@@ -43,12 +43,12 @@ def next_commands(session: Session, files: Sequence[Path]) -> tuple[str, ...]:
 def _next_commands(session: Session, files: Sequence[Path]) -> tuple[str, ...]:
     run, imports = typed(session.run_dir.path), ""
     kinds = classes_of(session.experiment)
-    own = {each.__name__ for each in kinds if CLASSES.get(each.__name__) is not each}
-    if own and not files:
-        names = ", ".join(sorted(own))
+    unshipped = {c.__name__ for c in kinds if CLASSES.get(c.__name__) is not c}
+    if unshipped and not files:
+        names = ", ".join(sorted(unshipped))
         path = str(session.run_dir.path)
         return (f"in Python: jaxpar.open_run({path!r}, classes=({names},))",)
-    if own:
+    if unshipped:
         imports = f" --import {' '.join(dict.fromkeys(map(typed, files)))}"
     commands = (
         f"{_program()} evaluate {run}{imports}",
@@ -88,25 +88,25 @@ def _prompt(session: Session) -> str:
     return f"--token-ids {','.join(map(str, ids[: max(1, min(8, limit // 2))]))}"
 
 
-def _beginning(window: Window, tokens: Tokenizer, limit: int) -> str:
+def _beginning(window: Window, tokenizer: Tokenizer, limit: int) -> str:
     """The first line of words in a window's first document; "" where none fits."""
     ids = window.tokens.tolist()
-    if tokens.bos_id not in ids:
+    if tokenizer.bos_id not in ids:
         return ""
-    ids = ids[(start := ids.index(tokens.bos_id) + 1) :]
+    ids = ids[(start := ids.index(tokenizer.bos_id) + 1) :]
     most = LONGEST_BEGINNING
     if 0 < (n_prompt := int((window.weights[start:] > 0).argmax())):
         ids, most = ids[:n_prompt], LONGEST_PROMPT
-    if tokens.eos_id in ids:
-        ids = ids[: ids.index(tokens.eos_id)]
-    lines = [line.strip() for line in tokens.decode(ids).splitlines()]
+    if tokenizer.eos_id in ids:
+        ids = ids[: ids.index(tokenizer.eos_id)]
+    lines = [line.strip() for line in tokenizer.decode(ids).splitlines()]
     # A line of quotes or dashes alone says little.
     text = next((line for line in lines if any(map(str.isalnum, line))), "")
     if not text.isprintable() or "\ufffd" in text:
         return ""
     if len(text) > most:
         text = text[:most].rpartition(" ")[0].strip() or text[:most]
-    while text and len(tokens.encode(text.encode())) >= max(1, limit // 2):
+    while text and len(tokenizer.encode(text.encode())) >= max(1, limit // 2):
         text = text[: len(text) // 2].strip()
     return text
 
@@ -117,17 +117,17 @@ def _finetune(session: Session, start: str) -> str:
     start: the options that name the run. Where that experiment is not there, or does
     not fit the model, what to write instead.
     """
-    model, own = session.experiment.model, session.placed.layout
-    ways = [(own, f" --layout {own.spelling}")]
+    model, layout = session.experiment.model, session.placed.layout
+    ways = [(layout, f" --layout {layout.spelling}")]
     if FINETUNE.is_file():
         shipped: Any = runpy.run_path(str(FINETUNE))["experiment"]
         if without_accelerator():
             ways.insert(0, (Layout.parse(shipped.layout.cpu or "data=1"), ""))
-        for layout, option in ways:
+        for way, option in ways:
             with contextlib.suppress(UserError):
-                tried = dataclasses.replace(shipped, model=model, layout=layout)
+                tried = dataclasses.replace(shipped, model=model, layout=way)
                 refuse_misfits(tried)
-                tried.recipe().abstract(layout)
+                tried.recipe().abstract(way)
                 return f"{_program()} finetune {typed(FINETUNE)} {start}{option}"
     return (
         "to fine-tune: a file with `experiment = jaxpar.Finetune(...)` of rows of at "

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from jaxpar.partition import cluster
 from jaxpar.partition.devices import choose_devices, visible_devices
 from jaxpar.partition.layout import Layout, Placed, as_layout
 from jaxpar.run.directory import RunDir, Step
+from jaxpar.tables import for_messages
 from jaxpar.train.state import Recipe
 
 
@@ -120,6 +120,6 @@ def place_for_reading(
     if len(visible) > 1:
         print(
             f"On one of {len(visible)} devices; --layout data={len(visible)} uses all.",
-            file=sys.stderr,
+            file=for_messages(),
         )
     return Layout.parse("data=1").on(visible[:1])

@@ -76,7 +76,8 @@ def why_finished(experiment: Experiment, step: int, memory: dict[str, Any]) -> s
     if memory.get("stopped"):
         return memory["stopped"]
     if step >= experiment.num_steps:
-        return f"step {step} is the last of num_steps={experiment.num_steps}"
+        of = "the last" if step == experiment.num_steps else "past the last"
+        return f"step {step} is {of} of num_steps={experiment.num_steps}"
     return ""
 
 

@@ -47,14 +47,21 @@ OwnEvents = Sequence[Event | Make] | Callable[[Running], Sequence[Event | Make]]
 def require_events(events: OwnEvents) -> None:
     """Refuses what is no event (UserError), before anything is compiled."""
     if callable(events):
-        return
+        _require_takes_run(events)
+    else:
+        _require_list(events)
+
+
+def _require_list(events: Any) -> None:
     if not isinstance(events, Sequence) or isinstance(events, str):
         raise UserError(
             f"events is a {type(events).__name__}; it must be a list of events, or a "
             "function of the run that returns one."
         )
     for event in events:
-        if not _makes_event(event):
+        if _makes_event(event):
+            _require_takes_run(event)
+        else:
             _require_event(event)
 
 
@@ -62,7 +69,7 @@ def make_events(events: OwnEvents, running: Running) -> list[Event]:
     """The events for a run, each of which runs untimed; refuses what is none."""
     if callable(events):
         events = events(running)
-        require_events(events)
+        _require_list(events)
     made: list[Event] = []
     for given in events:
         event: Any = given(running) if _makes_event(given) else given
@@ -81,6 +88,7 @@ class _Untimed(Event):
         return bool(self._event.due(step, history))
 
     def run(self, step: int, state: TrainState, history: History) -> Action:
+        # Like an evaluation it is work between steps; it has no phase of its own.
         with history.untimed(), phases.doing("evaluate"):
             action = self._event.run(step, state, history)
         if action is not None and not isinstance(action, Stop | StartDecay):
@@ -96,14 +104,35 @@ def _makes_event(event: Any) -> TypeGuard[Make]:
     return callable(event) and not is_event
 
 
+def _require_takes_run(make: Any) -> None:
+    """Refuses a function or class that cannot be called with the run alone."""
+    name = getattr(make, "__name__", type(make).__name__)
+    if why := _refusal(make, ("running",)):
+        raise UserError(
+            f"{name} is called with the run, to make events, and does not take it: "
+            f"{why}. Write {name}(running), or give an event that is made already."
+        )
+
+
 def _require_event(event: Any) -> None:
+    name = type(event).__name__
     for method, arguments in ARGUMENTS.items():
-        found, kind = getattr(event, method, None), type(event).__name__
-        try:
-            # Of what is missing: NoneType is not callable.
-            inspect.signature(found).bind(*arguments)  # pyright: ignore
-        except TypeError as error:
-            raise UserError(
-                f"An event has due and run; {kind} must have "
-                f"{method}({', '.join(arguments)}): {error}."
-            ) from error
+        found, expected = getattr(event, method, None), f"({', '.join(arguments)})"
+        if found is None:
+            wrong = f"{name} has no method {method}{expected}"
+        elif why := _refusal(found, arguments):
+            wrong = f"{name} must have {method}{expected}: {why}"
+        else:
+            continue
+        raise UserError(f"An event has due and run; {wrong}.")
+
+
+def _refusal(function: Any, arguments: Sequence[str]) -> str:
+    """Why a function cannot be called with these arguments; "" where it can."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        return str(error)
+    except ValueError:  # Some of Python's own functions have no signature.
+        return ""
+    return ""

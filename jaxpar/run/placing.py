@@ -8,8 +8,8 @@ from jaxpar.experiment import Experiment
 from jaxpar.partition import cluster
 from jaxpar.partition.auto_layout import (
     AutoLayout,
-    Load,
-    choose,
+    Demand,
+    choose_layout,
     devices_per_host,
     memory_of,
 )
@@ -67,18 +67,18 @@ def _chosen(experiment: Experiment, asked: AutoLayout, devices: int | None) -> L
     visible = visible_devices(devices)
     hosts = cluster.gather(socket.gethostname())
     recipe, memory = experiment.recipe(), memory_of(visible)
-    load = Load(
+    demand = Demand(
         experiment.data.batch_size,
         experiment.microbatches,
         check=recipe.abstract,
         state_bytes=lambda layout: sum(state_bytes(recipe, layout)),
     )
     per_host = devices_per_host(visible, hosts)
-    layout = choose(len(visible), load, per_host=per_host, memory=memory)
+    layout = choose_layout(len(visible), demand, per_host=per_host, memory=memory)
     kind = visible[0].device_kind
     cluster.print_once(
         f"Layout {layout.spelling}, chosen for {len(visible)} x {kind}"
-        f"{_why(load, layout, memory)}; --layout takes another one.",
+        f"{_why(demand, layout, memory)}; --layout takes another one.",
         file=sys.stderr,
     )
     return layout
@@ -88,15 +88,17 @@ def _on_cpu(asked: AutoLayout) -> Layout:
     return Layout.parse(asked.cpu or "data=1")
 
 
-def _why(load: Load, layout: Layout, memory: int | None) -> str:
+def _why(demand: Demand, layout: Layout, memory: int | None) -> str:
     """What decided for this layout, beside the number of devices."""
     reasons = []
     if "fsdp" in layout.spelling and memory is not None:
-        whole = load.state_bytes(Layout.parse(layout.spelling.replace("fsdp", "data")))
+        whole = demand.state_bytes(
+            Layout.parse(layout.spelling.replace("fsdp", "data"))
+        )
         reasons.append(
             f"whole parameters and optimizer would take {size_of(whole)} of "
             f"{size_of(memory)}"
         )
     if "tensor" in layout.sizes:
-        reasons.append(f"{load.batch_size} rows")
+        reasons.append(f"{demand.batch_size} rows")
     return f" ({'; '.join(reasons)})" if reasons else ""

@@ -14,9 +14,9 @@ import jax
 from jaxpar.data.prepare import Prepared
 from jaxpar.data.same_data import require_same_data
 from jaxpar.errors import UserError
-from jaxpar.guard import goodput
-from jaxpar.guard.goodput import SessionTime
+from jaxpar.guard import time_account
 from jaxpar.guard.sealed_json import read_json, write_json
+from jaxpar.guard.time_account import SessionTime
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -85,8 +85,8 @@ class Receipt:
         times = {}
         for number, session in enumerate(self.sessions()):
             if "time" in session:
-                with contextlib.suppress(*goodput.MALFORMED):
-                    times[number] = goodput.session_from_json(session["time"])
+                with contextlib.suppress(*time_account.MALFORMED):
+                    times[number] = time_account.session_from_json(session["time"])
         return times
 
     def require_same(self, prepared: Prepared, start_from: str | None) -> None:

@@ -1,7 +1,6 @@
 """The event that saves checkpoints."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 
 from jaxpar.checkpoint.failed_saves import OnSaveError
@@ -9,6 +8,7 @@ from jaxpar.checkpoint.manager import Checkpoints
 from jaxpar.errors import Diverged, SaveFailed, one_line
 from jaxpar.partition import cluster
 from jaxpar.run.divergence import what_is_saved
+from jaxpar.tables import for_messages
 from jaxpar.train.actions import Action
 from jaxpar.train.converge import Memory
 from jaxpar.train.events import Decide
@@ -101,7 +101,7 @@ class Save:
             if final or not self._goes_on:
                 raise
             with contextlib.suppress(OSError):  # stderr may be on the same full disk.
-                print(f"{one_line(error)} {RETRY_NOTE}", file=sys.stderr)
+                print(f"{one_line(error)} {RETRY_NOTE}", file=for_messages())
 
 
 def _is_last(step: int, history: History) -> bool:

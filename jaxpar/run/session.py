@@ -14,7 +14,7 @@ from jaxpar.data.prepare import Prepared
 from jaxpar.errors import UserError
 from jaxpar.experiment import Experiment
 from jaxpar.guard.lock import RunLock
-from jaxpar.guard.session_time import TimeAccount
+from jaxpar.guard.time_recorder import TimeRecorder
 from jaxpar.partition import cluster
 from jaxpar.partition.layout import Placed
 from jaxpar.run.directory import RunDir
@@ -32,8 +32,8 @@ class Session:
     placed: Placed
     prepared: Prepared
     check: Check = Check()
-    time: TimeAccount = dataclasses.field(default_factory=TimeAccount)
-    """The account of its time."""
+    time: TimeRecorder = dataclasses.field(default_factory=TimeRecorder)
+    """Records where its time goes."""
     events: OwnEvents = ()
     """Events of the user's own."""
 
@@ -84,10 +84,10 @@ def _say_changed_code(run_dir: RunDir, source_file: Path | None) -> None:
     kept = run_dir.path / "experiment.py"
     if source_file is None or not kept.is_file():
         return
-    texts = [
+    before, now = (
         file.read_text(errors="replace").splitlines() for file in (kept, source_file)
-    ]
-    changed = sum(line[:2] in ("+ ", "- ") for line in difflib.ndiff(*texts))
+    )
+    changed = sum(line[:2] in ("+ ", "- ") for line in difflib.ndiff(before, now))
     if changed:
         cluster.print_once(
             f"{source_file} has changed since {run_dir.path} began with it ({changed} "

@@ -11,8 +11,8 @@ from jaxpar.checkpoint.verified import Check
 from jaxpar.data.prepare import in_words
 from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.guard import phases, stopping
-from jaxpar.guard.session_time import TimeAccount
 from jaxpar.guard.stopping import StopRequest, Unsaved
+from jaxpar.guard.time_recorder import TimeRecorder
 from jaxpar.partition import cluster
 from jaxpar.partition.layout import Placed
 from jaxpar.run.directory import RunDir
@@ -25,7 +25,7 @@ from jaxpar.run.outcome import Outcome, why_finished
 from jaxpar.run.own_events import OwnEvents, require_events
 from jaxpar.run.rewind import go_back
 from jaxpar.run.session import Session, claimed, refuse_misfits
-from jaxpar.run.time_account import kept_in
+from jaxpar.run.time_file import kept_in
 from jaxpar.train import out_of_memory
 from jaxpar.train.spikes import GoBack
 from jaxpar.train.state import TrainState
@@ -54,7 +54,7 @@ def train_run(
       UserError: whatever can be refused, before data is read where that is possible.
       NoUsableCheckpoint: it has trained before, and no checkpoint of it can be read.
     """
-    time = TimeAccount()
+    time = TimeRecorder()
     asked, experiment = experiment, run_dir.resumed(experiment)
     if experiment != asked:
         cluster.print_once(

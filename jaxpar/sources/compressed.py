@@ -46,8 +46,7 @@ def unpacked(paths: Mapping[str, pathlib.Path]) -> dict[str, pathlib.Path]:
     found: dict[str, pathlib.Path] = {}
     for name, path in paths.items():
         if suffix := _compressed_as(path):
-            stat, is_named = path.stat(), name.lower().endswith(suffix)
-            name = name[: -len(suffix)] if is_named else name
+            stat, name = path.stat(), _content_name(name)
             path = _unpacked(path.absolute(), suffix, stat.st_size, stat.st_mtime_ns)
         if name in found:
             raise UserError(
@@ -60,7 +59,7 @@ def unpacked(paths: Mapping[str, pathlib.Path]) -> dict[str, pathlib.Path]:
 @functools.lru_cache(maxsize=1 << 16)
 def _unpacked(path: pathlib.Path, suffix: str, *changes: int) -> pathlib.Path:
     """What a file unpacks to; `changes` are numbers that another content changes."""
-    name = path.stem if path.name.lower().endswith(suffix) else path.name
+    name = _content_name(path.name)
     key = cache.key(unpacked=1, name=name, content=cache.sha256(path))
 
     def build(directory: pathlib.Path) -> None:
@@ -70,14 +69,29 @@ def _unpacked(path: pathlib.Path, suffix: str, *changes: int) -> pathlib.Path:
         except ModuleNotFoundError as error:
             raise UserError(
                 f"{path} is compressed by zstd, which this Python cannot read: "
-                'pip install "jaxpar[zstd]" (or: pip install zstandard).'
+                'pip install -e ".[zstd]" (or: pip install zstandard).'
             ) from error
         except Exception as error:  # Each library has errors of its own.
-            raise UserError(
-                f"{path} cannot be unpacked as {suffix} ({error}); copy it again."
-            ) from error
+            raise UserError(_reason(path, suffix, error)) from error
 
     return cache.build_once(cache.root() / "unpacked" / key, build) / name
+
+
+def _reason(path: pathlib.Path, suffix: str, error: Exception) -> str:
+    """Why a file is not unpacked: the disk, another content, or damage."""
+    if isinstance(error, OSError) and error.errno:  # An error of bz2 has no number.
+        return (
+            f"{path} cannot be unpacked into the cache {cache.root()} "
+            f"({error.strerror}); set JAXPAR_CACHE to a directory with more room."
+        )
+    with open(path, "rb") as file:  # After three bytes, bzip2 has a level.
+        is_compressed = DECOMPRESSORS[suffix][0].startswith(file.read(3))
+    if not is_compressed:
+        return (
+            f"{path} is not compressed, although its name ends in {suffix}; rename it, "
+            "or copy it again if its beginning is damaged."
+        )
+    return f"{path} cannot be unpacked as {suffix} ({error}); copy it again."
 
 
 def _blocks(file: BinaryIO, new: Callable[[], Any]) -> Iterator[bytes]:
@@ -94,15 +108,22 @@ def _blocks(file: BinaryIO, new: Callable[[], Any]) -> Iterator[bytes]:
         raise EOFError("it ends too early")
 
 
+def _content_name(name: str) -> str:
+    """A compressed file's name without a suffix that says so, if it has one."""
+    suffix = pathlib.PurePath(name).suffix
+    return name.removesuffix(suffix) if suffix.lower() in DECOMPRESSORS else name
+
+
 def _compressed_as(path: pathlib.Path) -> str | None:
-    """A suffix of DECOMPRESSORS, by a file's own or by its first bytes."""
+    """A suffix of DECOMPRESSORS, by a file's first bytes, else by its own."""
     try:
         with open(path, "rb") as file:
             head = file.read(16)
     except OSError:  # Whoever reads the file says what is wrong.
         return None
-    if head and path.suffix.lower() in DECOMPRESSORS:
-        return path.suffix.lower()
-    return next(
-        (s for s, (magic, _) in DECOMPRESSORS.items() if head.startswith(magic)), None
+    for suffix, (first, _) in DECOMPRESSORS.items():
+        if head.startswith(first):
+            return suffix
+    return (
+        path.suffix.lower() if head and path.suffix.lower() in DECOMPRESSORS else None
     )

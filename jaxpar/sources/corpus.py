@@ -11,7 +11,8 @@ from jaxpar.errors import UserError
 from jaxpar.sources import split
 
 TRAIN_AND_HELDOUT = ("train", "heldout")
-WHOLE = ("every",)
+EVERY = "every"
+WHOLE = (EVERY,)
 T = TypeVar("T")
 
 
@@ -38,8 +39,8 @@ class Example:
 class Corpus(abc.ABC):
     """An opened source: its documents, split into a training and a held-out part.
 
-    Each kind of source is one subclass; `jaxpar.sources.table` lists them. One outside
-    the package has to define `documents` and `fingerprint`.
+    Each kind of source is one subclass; `jaxpar.sources.registry` lists them. One
+    outside the package has to define `documents` and `fingerprint`.
     """
 
     source: str = "The source"
@@ -165,7 +166,7 @@ def parts_of(
       UserError: there is no split `train` to learn from.
     """
     if parts == WHOLE:
-        return {WHOLE[0]: joined([*splits.values()])}
+        return {EVERY: joined([*splits.values()])}
     if "train" not in splits:
         raise UserError(
             f"{source} has no examples to learn from: its splits are "

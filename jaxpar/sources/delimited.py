@@ -51,7 +51,8 @@ def _as_parquet(file: files.File, wanted: str) -> pathlib.Path:
         import pyarrow.parquet
 
         rows = _rows(file, is_tsv)
-        names = next(rows)
+        if (names := next(rows, None)) is None:
+            raise UserError(f"{file.path} holds nothing but blank lines; leave it out.")
         if number and number not in names:
             rows = itertools.chain([names], rows)
             names = [str(i) for i in range(1, len(names) + 1)]

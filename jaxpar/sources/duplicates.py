@@ -1,4 +1,4 @@
-"""How much of what is held out is also to train on."""
+"""Counts held-out items that also occur in the training part."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,21 +8,19 @@ import numpy as np
 from jaxpar.sources.corpus import Example, Lazy
 
 HASH_BYTES = 8
-NOT_READ = 0
+NO_HASH = 0
+"""Of an item that was not read, or that has no answer."""
 
 
-class BothParts:
-    """Counts held-out items that are to train on, too, by a hash of each one's bytes.
-
-    It takes 8 bytes of memory for each item.
-    """
+class CountInBothParts:
+    """Counts them by a hash of each item's bytes, which takes 8 bytes of memory."""
 
     def __init__(self):
         self._hashes: dict[str, np.ndarray] = {}
 
     def watched(self, part: str, items: Sequence[Example]) -> Sequence[Example]:
         """The items of a part; the hash of each is kept when it is read."""
-        hashes = np.full(len(items), NOT_READ, np.uint64)
+        hashes = np.full(len(items), NO_HASH, np.uint64)
         self._hashes[part] = hashes
 
         def read(i: int) -> Example:
@@ -37,12 +35,12 @@ class BothParts:
         if not {"train", "heldout"} <= self._hashes.keys():
             return 0
         held = self._hashes["heldout"]
-        return int(np.isin(held[held != NOT_READ], self._hashes["train"]).sum())
+        return int(np.isin(held[held != NO_HASH], self._hashes["train"]).sum())
 
 
 def _hash(item: Example) -> int:
     if not item.answer:
-        return NOT_READ
+        return NO_HASH
     digest = hashlib.blake2b(item.prompt, digest_size=HASH_BYTES)
     # So that no other cut between prompt and answer gives the same bytes.
     digest.update(len(item.prompt).to_bytes(8, "big"))

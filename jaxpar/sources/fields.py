@@ -15,7 +15,7 @@ def holds_examples(names: Sequence[str]) -> bool:
     return PROMPT in names and ANSWER in names
 
 
-def choose(
+def text_field_of(
     wanted: str, names: Sequence[str], where: str, others: Sequence[str], more: str = ""
 ) -> str:
     """The field that holds the text: the wanted one, else the only one there is.

@@ -141,9 +141,9 @@ def tail_of_file(path: pathlib.Path) -> tuple[int, int]:
     ):
         start = split.tail(text)
         blocks = range(0, start, BLOCK_BYTES)
+        ends = (min(block + BLOCK_BYTES, start) for block in blocks)
         newlines = sum(
-            text[block : min(block + BLOCK_BYTES, start)].count(b"\n")
-            for block in blocks
+            text[b:e].count(b"\n") for b, e in zip(blocks, ends, strict=True)
         )
     return start, 1 + newlines
 

@@ -96,8 +96,7 @@ class _ArrayReader:
                 return self._text[at : at + 1]
 
     def _pass_if(self, character: str) -> bool:
-        found = self._next() == character
-        if found:
+        if found := self._next() == character:
             self._pass(self._at + 1)
         return found
 

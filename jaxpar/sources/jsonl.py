@@ -85,16 +85,15 @@ class JsonLines(TextFiles):
         items = self._arrays[file.path]
         first = bisect.bisect_left(items.starts, file.size - file.size // split.ONE_IN)
         first = min(first, len(items.starts) - 1)
-        return (
-            (items.starts[first], items.lines[first]) if first > 0 else (file.size, 1)
-        )
+        start, line = items.starts[first], items.lines[first]
+        return (start, line) if first > 0 else (file.size, 1)
 
     @functools.cached_property
     def _field(self) -> str:
         names = self._text_fields
         others = {name for each in self._first_objects for name in each} - {*names}
         where = self._first_records[0].where
-        return fields.choose(self.text_field, names, where, sorted(others))
+        return fields.text_field_of(self.text_field, names, where, sorted(others))
 
     @functools.cached_property
     def _text_fields(self) -> list[str]:
@@ -162,10 +161,8 @@ class Records(Sequence[Record]):
         # How many records there are before each piece.
         self._before = [0]
         for piece in pieces:
-            if piece.path in arrays:
-                found = _items_in(arrays[piece.path], piece)
-            else:
-                found = _not_blank(piece)
+            items = arrays.get(piece.path)
+            found = _items_in(items, piece) if items else _not_blank(piece)
             for start, line in found:
                 self._starts.append(start)
                 self._lines.append(line)

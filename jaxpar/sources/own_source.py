@@ -6,9 +6,7 @@ from typing import Any
 
 from jaxpar.errors import JaxparError, UserError
 from jaxpar.sources.corpus import Corpus, Document
-from jaxpar.sources.files import fault_of_utf8
-
-BLOCK_BYTES = 1 << 20
+from jaxpar.sources.files import BLOCK_BYTES, fault_of_utf8
 
 
 @contextlib.contextmanager
@@ -54,16 +52,13 @@ def text_of(
     with named(corpus, place):
         document = documents[i]
         text = document.text
+        what = f"{corpus.source}, {place} ({document.name}): its text is"
         if not isinstance(text, bytes):
-            raise UserError(
-                f"{corpus.source}, {place} ({document.name}): its text is of type "
-                f"{type(text).__name__}; it must be bytes, in UTF-8."
-            )
+            kind = type(text).__name__
+            raise UserError(f"{what} of type {kind}; it must be bytes, in UTF-8.")
         if must_be_utf8 and (fault := _fault_of_utf8(text)) is not None:
-            raise UserError(
-                f"{corpus.source}, {place} ({document.name}): its text is not UTF-8 at "
-                f"byte {fault}; tokenizer=Bytes() reads any bytes."
-            )
+            how = "tokenizer=Bytes() reads any bytes"
+            raise UserError(f"{what} not UTF-8 at byte {fault}; {how}.")
         return text
 
 

@@ -100,10 +100,8 @@ class ParquetFiles(Corpus):
         return cache.key(**self._identity)
 
     def versioned_fingerprint(self, versions: Mapping[str, str] | None = None) -> str:
-        return cache.key(
-            **self._identity,
-            versions=cache.versions("pyarrow", known=versions),
-        )
+        found = cache.versions("pyarrow", known=versions)
+        return cache.key(**self._identity, versions=found)
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
@@ -127,9 +125,8 @@ class ParquetFiles(Corpus):
             first_in_file = 0
             for number, n_rows in enumerate(_open(path).sizes):
                 if n_rows:
-                    groups.append(
-                        Group(name, path, number, first, first_in_file, n_rows)
-                    )
+                    group = Group(name, path, number, first, first_in_file, n_rows)
+                    groups.append(group)
                 first, first_in_file = first + n_rows, first_in_file + n_rows
         if not groups:
             raise UserError(f"{self.source} has no rows.")
@@ -165,7 +162,7 @@ class ParquetFiles(Corpus):
         first = self._columns[0]
         alike = all({*c.texts} == {*names} for c in self._columns)
         where = first.name if alike else f"{self.source}, in every file,"
-        return fields.choose(wanted, names, where, first.others, self.hint)
+        return fields.text_field_of(wanted, names, where, first.others, self.hint)
 
     def _row(self, i: int, columns: tuple[str, ...]) -> tuple[dict[str, Any], str]:
         """A row's values in some columns, and where it is."""

@@ -1,24 +1,24 @@
-"""What follows `files:`, looked up: globs and folders, in lists and in braces."""
+"""Finds the files that `files:` patterns name: globs, folders, lists, braces."""
 
 import contextvars
-import functools
 import glob
 import itertools
 import os
 import pathlib
 import re
-import sys
-from collections.abc import Iterable
 
 from jaxpar.errors import UserError
 from jaxpar.sources import compressed
+from jaxpar.tables import say_once
 
 FILES = "files:"
 BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
-BESIDE: contextvars.ContextVar[pathlib.Path | None] = contextvars.ContextVar(
+EXPERIMENT_FOLDER: contextvars.ContextVar[pathlib.Path | None] = contextvars.ContextVar(
     "folder of the experiment's file", default=None
 )
 """Where relative paths are looked up that find nothing in the working directory."""
+Hits = tuple[pathlib.Path, list[str]]
+"""A folder, and the paths from there that a pattern finds."""
 
 
 def matching(spelling: str) -> dict[str, pathlib.Path]:
@@ -30,8 +30,9 @@ def matching(spelling: str) -> dict[str, pathlib.Path]:
     order. Where a file is compressed, what it unpacks to is in its place.
 
     Raises:
-      UserError: a pattern finds none, or other ones beside the experiment's file than
-        in the working directory; it is a URL, or a path is not UTF-8.
+      UserError: there is no pattern, or one finds none, or other ones beside the
+        experiment's file than in the working directory; it is a URL, or a path is not
+        UTF-8.
     """
     if "://" in spelling:
         raise UserError(
@@ -39,8 +40,12 @@ def matching(spelling: str) -> dict[str, pathlib.Path]:
             "or mount them, and name them by a path."
         )
     # A comma or a brace may be part of a name, too.
-    whole = _root(spelling) is not None
-    found = [*map(_found, [spelling] if whole else spelled_out(spelling))]
+    hits = {spelling: _hits(spelling)}
+    if not hits[spelling]:
+        hits = {pattern: _hits(pattern) for pattern in spelled_out(spelling)}
+    if not hits:
+        raise UserError(f"files:{spelling} names no file; write one, or a pattern.")
+    found = [_files_of(pattern, some) for pattern, some in hits.items()]
     common = os.path.commonpath([os.path.abspath(top) for top, _ in found])
     by_name = {}
     for top, paths in found:
@@ -72,43 +77,43 @@ def located(path: str) -> pathlib.Path | None:
     Raises:
       UserError: both have it, and they are not the same.
     """
-    root = _root(path)
-    return None if root is None else root / pathlib.Path(path).expanduser()
+    hits = _hits(path)
+    return hits[0] / pathlib.Path(path).expanduser() if hits else None
 
 
-def _root(pattern: str) -> pathlib.Path | None:
-    """The folder from which a pattern finds anything; see `located`."""
+def _hits(pattern: str) -> Hits | None:
+    """The folder from which a pattern finds anything, with that; see `located`."""
     pattern, roots = os.path.expanduser(pattern), [pathlib.Path()]
-    if (beside := BESIDE.get()) and not os.path.isabs(pattern):
+    beside = EXPERIMENT_FOLDER.get()
+    if beside and not os.path.isabs(pattern) and beside.resolve() != pathlib.Path.cwd():
         roots.append(beside)
-    found = [root for root in roots if any(True for _ in _hits(pattern, root))]
+    found = [(root, hits) for root in roots if (hits := _globbed(pattern, root))]
     if len(found) > 1:
-        here, there = ({*map(os.path.realpath, _hits(pattern, r))} for r in roots)
-        if here != there:
-            raise UserError(
-                f"{pattern} finds {min(here)} from the working directory and "
-                f"{min(there)} beside the experiment's file; write the whole path."
-            )
+        here, there = ({os.path.realpath(r / hit) for hit in hits} for r, hits in found)
+        sides = "from the working directory", "beside the experiment's file"
+        odd = zip((here - there, there - here), sides, strict=True)
+        if text := " and ".join(f"{min(some)} only {at}" for some, at in odd if some):
+            raise UserError(f"{pattern} finds {text}; write the whole path.")
     return found[0] if found else None
 
 
-def _hits(pattern: str, root: pathlib.Path) -> Iterable[pathlib.Path]:
-    if os.path.exists(root / pattern):
-        return [root / pattern]
-    found = glob.iglob(pattern, root_dir=root, recursive=True)
-    return (root / path for path in found)
+def _globbed(pattern: str, root: pathlib.Path) -> list[str]:
+    found = glob.glob(pattern, root_dir=root, recursive=True)
+    return found or ([pattern] if os.path.exists(root / pattern) else [])
 
 
-def _found(pattern: str) -> tuple[pathlib.Path, dict[str, pathlib.Path]]:
+def _files_of(
+    pattern: str, hits: Hits | None
+) -> tuple[pathlib.Path, dict[str, pathlib.Path]]:
     """The folders before a pattern's wildcards, and below them the files it finds."""
-    root = _root(pattern) or pathlib.Path()
+    root, found = hits or (pathlib.Path(), [])
     wanted = os.path.expanduser(pattern)
     if os.path.isdir(root / wanted) and not glob.has_magic(wanted):
         wanted = os.path.join(wanted, "**", "*")
-    paths = [*map(pathlib.Path, glob.glob(wanted, root_dir=root, recursive=True))]
-    paths = [path for path in paths if (root / path).is_file()]
+        found = _globbed(wanted, root)
+    paths = [path for path in map(pathlib.Path, found) if (root / path).is_file()]
     if not paths:
-        beside = BESIDE.get()
+        beside = EXPERIMENT_FOLDER.get()
         raise UserError(
             f"files:{pattern} matches no file (from {pathlib.Path.cwd()}"
             f"{f', or from {beside}' if beside else ''}); quote the pattern, and use "
@@ -138,12 +143,6 @@ def _each_once(
         f"found under another name, too, such as {example}; each file is read once."
     )
     return {name: path for name, path in paths.items() if name in kept}
-
-
-@functools.cache
-def say_once(text: str) -> None:
-    """A line on stderr, unless this process has printed it before."""
-    print(text, file=sys.stderr)
 
 
 def _refuse_odd_name(path: pathlib.Path) -> None:

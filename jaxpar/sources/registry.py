@@ -8,12 +8,13 @@ from jaxpar.sources.corpus import TRAIN_AND_HELDOUT, Corpus
 from jaxpar.sources.delimited import DelimitedFiles
 from jaxpar.sources.jsonl import JsonLines
 from jaxpar.sources.parquet import ParquetFiles
-from jaxpar.sources.patterns import FILES, matching, say_once
+from jaxpar.sources.patterns import FILES, matching
 from jaxpar.sources.saved_dataset import SavedDataset, folder_of
 from jaxpar.sources.stdlib import StandardLibrary
 from jaxpar.sources.synthetic import Synthetic
 from jaxpar.sources.text_files import TextFiles
 from jaxpar.sources.tfds import PreparedDataset
+from jaxpar.tables import say_once
 
 SOURCES: dict[str, type[Corpus]] = {
     "stdlib": StandardLibrary,

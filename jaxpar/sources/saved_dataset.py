@@ -20,8 +20,7 @@ class SavedDataset(ParquetFiles):
     """
 
     def find(self) -> list[tuple[str, pathlib.Path]]:
-        folder = folder_of(self.name) or pathlib.Path(self.name)
-        return [*_files(folder)]
+        return [*_files(folder_of(self.name) or pathlib.Path(self.name))]
 
     def splits(self) -> dict[str, Sequence[int]]:
         found: dict[str, range] = {}

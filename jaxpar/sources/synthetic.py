@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxpar import cache
-from jaxpar.sources.corpus import WHOLE, Corpus, Document, joined, split_by_number
+from jaxpar.sources.corpus import EVERY, Corpus, Document, joined, split_by_number
 
 SYMBOLS = np.frombuffer(b"abcdefghijklmno\n", np.uint8)
 N_DOCUMENTS, LENGTH = 1_024, 1_024
@@ -21,8 +21,8 @@ class Synthetic(Corpus):
     def documents(self) -> Mapping[str, Sequence[Document]]:
         texts = enumerate(documents())
         parts = split_by_number([Document(str(i), text) for i, text in texts])
-        if self.parts == WHOLE:
-            return {WHOLE[0]: joined([parts["train"], parts["heldout"]])}
+        if EVERY in self.parts:
+            return {EVERY: joined([parts["train"], parts["heldout"]])}
         return parts
 
     def fingerprint(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxpar import cache
 from jaxpar.sources import files, patterns
-from jaxpar.sources.corpus import WHOLE, Corpus, Document, Lazy
+from jaxpar.sources.corpus import EVERY, WHOLE, Corpus, Document, Lazy
 
 READERS = ("tensorflow-datasets", "array-record")
 """They once wrote the files down before they were read: prepared data is named so."""
@@ -27,10 +27,8 @@ class TextFiles(Corpus):
         return cache.key(**self.identity())
 
     def versioned_fingerprint(self, versions: Mapping[str, str] | None = None) -> str:
-        return cache.key(
-            **self.identity(),
-            versions=cache.versions(*READERS, known=versions),
-        )
+        found = cache.versions(*READERS, known=versions)
+        return cache.key(**self.identity(), versions=found)
 
     def identity(self) -> dict[str, Any]:
         """What the fingerprint is a hash of: files and pieces."""
@@ -77,7 +75,7 @@ class TextFiles(Corpus):
     def pieces(self) -> dict[str, list[files.Piece]]:
         """The pieces of files in each part; a part without any has no entry."""
         if self.parts == WHOLE:
-            by_part = {WHOLE[0]: files.whole_files(self.scanned)}
+            by_part = {EVERY: files.whole_files(self.scanned)}
         else:
             by_part = files.split_by_name(self.scanned, self.tail)
         return {part: pieces for part, pieces in by_part.items() if pieces}

@@ -145,9 +145,8 @@ def fetch(name: str) -> pathlib.Path:
     try:
         import tensorflow_datasets.text  # noqa: F401  It registers old names.
 
-        builder = tfds.builder(
-            name, file_format="array_record", data_dir=str(data_dir())
-        )
+        top = str(data_dir())
+        builder = tfds.builder(name, file_format="array_record", data_dir=top)
         with contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare()
     except Exception as error:  # Builders raise whatever their sources do.
@@ -172,7 +171,7 @@ def _remedy(name: str, error: Exception) -> str:
             f"--data_dir={data_dir()}`."
         )
     if "tensorflow" in (missing, str(error).lower().partition(" has not been ")[0]):
-        return 'Its builder needs TensorFlow: `pip install "jaxpar[tfds-full]"`.'
+        return 'Its builder needs TensorFlow: `pip install -e ".[tfds-full]"`.'
     if isinstance(error, ModuleNotFoundError):
         return f"Its builder needs it: `pip install {missing}`."
     return "Check the name and the network."
@@ -206,7 +205,8 @@ def text_field(path: pathlib.Path, wanted: str = fields.DEFAULT) -> str:
     """
     features = _features(path)
     texts = _texts(features)
-    return fields.choose(wanted, texts, str(path), sorted({*features} - {*texts}))
+    others = sorted({*features} - {*texts})
+    return fields.text_field_of(wanted, texts, str(path), others)
 
 
 def _usual_field(path: pathlib.Path) -> str | None:

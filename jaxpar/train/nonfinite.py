@@ -107,7 +107,8 @@ class NonfiniteSteps:
         row |= {"first_nonfinite": self._names[number], "windows": windows}
         if self._policy == "skip" and self._successive < self._max_skipped:
             return row, None
-        return row, Diverged(f"{self._explain(row)} {self._saved()} {self._advice()}")
+        advice = self._advice(row)
+        return row, Diverged(f"{self._explain(row)} {self._saved()} {advice}")
 
     def _explain(self, row: Row) -> str:
         return (
@@ -116,8 +117,10 @@ class NonfiniteSteps:
             f"{listed(row['windows'])}."
         )
 
-    def _advice(self) -> str:
+    def _advice(self, row: Row) -> str:
         remedy = "Lower optim.peak_lr, or clip gradients more"
+        if row["step"] == 1 and not math.isfinite(row["loss"]):
+            return "No update was made before it: look at the model and its data."
         if self._policy == "skip":
             return f"It is number {self._successive} in a row. {remedy}."
         return f"{remedy}; on_nonfinite=skip, in a new run, passes over such a batch."

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxpar.data import task
 from jaxpar.data.windows import Window
 from jaxpar.errors import UserError
 from jaxpar.models.base import Model
+from jaxpar.models.contract import explained
 from jaxpar.nn.places import Places
 from jaxpar.train.loss import chunked_loss
 
@@ -96,6 +97,31 @@ class CausalLM(Objective):
             model.unembed, x, batch["targets"], weights, chunk=self.chunk
         )
         return Sums(loss, jnp.sum(weights.astype(loss.dtype)), {})
+
+
+def sums_of(
+    objective: Objective, model: Model, batch: Batch, keys: jax.Array | None
+) -> Sums:
+    """What an objective makes of a batch, checked.
+
+    Raises:
+      UserError: its own code fails, or it returns no Sums of scalars; with its class.
+    """
+    kind = type(objective).__name__
+    with explained(f"{kind} of rows with {', '.join(batch)}", refusals=False):
+        found = objective(model, batch, keys)
+    shapes = jax.tree.map(jnp.shape, found)
+    if not isinstance(found, Sums) or any(jax.tree.leaves(shapes, is_leaf=_is_shape)):
+        raise UserError(
+            f"{kind} returns {shapes}; it must return jaxpar.train.objective.Sums: the "
+            "loss and the weight of all tokens as scalars, sums and not means, and a "
+            "dictionary of further sums."
+        )
+    return found
+
+
+def _is_shape(value: Any) -> bool:
+    return type(value) is tuple
 
 
 def is_own(objective: Objective) -> bool:

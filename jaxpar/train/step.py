@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from jaxpar.partition.layout import Placed
 from jaxpar.partition.sharding import constrain, use_layout
 from jaxpar.train.nonfinite import find_nonfinite, keep_where
-from jaxpar.train.objective import Batch, Sums, is_own
+from jaxpar.train.objective import Batch, Sums, is_own, sums_of
 from jaxpar.train.state import Recipe, TrainState
 
 Metrics = dict[str, jax.Array]
@@ -35,7 +35,9 @@ def make_gradients(
 
     def loss_gradients(params, microbatch, keys):
         def loss(params):
-            sums = recipe.objective(recipe.merge(anatomy, params), microbatch, keys)
+            sums = sums_of(
+                recipe.objective, recipe.merge(anatomy, params), microbatch, keys
+            )
             return sums.loss, sums
 
         return jax.grad(loss, has_aux=True)(params)
@@ -153,7 +155,7 @@ def make_forward(recipe: Recipe, placed: Placed) -> Callable[[Any, Batch], Sums]
 
     def forward(params: Any, batch: Batch) -> Sums:
         with use_layout(placed, recipe.precision):
-            return recipe.objective(recipe.merge(anatomy, params), batch, None)
+            return sums_of(recipe.objective, recipe.merge(anatomy, params), batch, None)
 
     return jax.jit(forward)
 

@@ -41,10 +41,10 @@ def verify(
         source = RunDir(experiment.start_from)
         experiment = experiment.with_model_of(lambda: source.open(*classes))
     wanted = layout_for(experiment, devices) if layout is None else as_layout(layout)
-    if wanted.n_devices == 1 and wanted != experiment.layout:
+    if wanted.n_devices == 1 and layout is None:
         raise UserError(
             f"Layout {experiment.layout.spelling} is one device here, so there is "
-            "nothing to compare; name a --layout, or give --devices."
+            "nothing to compare; name a --layout, or of auto the --devices."
         )
     experiment = dataclasses.replace(experiment, layout=wanted)
     experiment.recipe().abstract(wanted)

@@ -6,13 +6,13 @@ from jaxpar.data.prepare import in_words
 from jaxpar.data.source import Pairs, Text
 from jaxpar.data.tokenizer import ByteTokenizer
 from jaxpar.sources.corpus import Example, Lazy
-from jaxpar.sources.duplicates import BothParts
+from jaxpar.sources.duplicates import CountInBothParts
 
 SIZES = {"seq_len": 16, "batch_size": 2}
 
 
 def count(train, heldout):
-    found = BothParts()
+    found = CountInBothParts()
     for part, items in (("train", train), ("heldout", heldout)):
         for _ in range(2):  # Reading an item again changes nothing.
             assert list(found.watched(part, items)) == items
@@ -44,7 +44,7 @@ def test_a_prompt_is_part_of_an_item():
 
 
 def test_of_one_part_alone_nothing_is_in_both():
-    found = BothParts()
+    found = CountInBothParts()
     list(found.watched("every", [Example(b"a")] * 2))
     assert found.count() == 0
 
@@ -53,7 +53,7 @@ def test_items_are_read_only_when_they_are_asked_for():
     def read(i):
         raise AssertionError("It was read.")
 
-    found = BothParts()
+    found = CountInBothParts()
     assert len(found.watched("train", Lazy(range(9), read))) == 9
 
 
@@ -69,8 +69,9 @@ def test_what_is_held_out_and_how_much_is_said(tmp_path):
     assert said.endswith("held out (whole files, by the hash of their names).")
     said = in_words(prepared(Text(f"files:{tmp_path}/one.text", **SIZES)))
     assert said == (
-        f"files:{tmp_path}/one.text: 1 documents (1,615 bytes) to train on, "
-        "1 documents (85 bytes) held out (the end of each file)."
+        f"files:{tmp_path}/one.text: 1 document (1,615 bytes) to train on, "
+        "1 document (85 bytes) held out (the end of each file). One is held out: its "
+        "loss says little of others."
     )
 
 

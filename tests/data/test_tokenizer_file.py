@@ -10,7 +10,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 from tokenizers import pre_tokenizers as pre
 
-from jaxpar.data import tokenizer
+from jaxpar.data import tokenizer, tokenizer_file
 from jaxpar.data.added_tokens import AddedTokens
 from jaxpar.data.source import Text
 from jaxpar.data.tokenizer_file import TokenizerFile, content_of
@@ -62,6 +62,10 @@ def test_text_comes_back_and_holds_no_special_id(tmp_path):
 
 NAMED = {"tokenizer_config.json": {"eos_token": {"content": "<b>"}, "pad_token": "<c>"}}
 MAPPED = {"special_tokens_map.json": {"bos_token": "<c>", "eos_token": "<b>"}}
+BOTH = {
+    "tokenizer_config.json": {"eos_token": "<b>"},
+    "special_tokens_map.json": {"eos_token": "<c>"},
+}
 
 
 @pytest.mark.parametrize(
@@ -72,6 +76,7 @@ MAPPED = {"special_tokens_map.json": {"bos_token": "<c>", "eos_token": "<b>"}}
         (("<a>", "<b>"), "<a> $A <b>", None, ["<b>", "<a>", "<b>"]),
         (("<a>", "<b>", "<c>"), "<a> $A", NAMED, ["<c>", "<a>", "<b>"]),
         (("<b>", "<c>"), None, MAPPED, ["<b>", "<c>", "<b>"]),
+        (("<b>", "<c>"), None, BOTH, ["<b>", "<b>", "<b>"]),
     ],
 )
 def test_begin_and_end_are_those_of_the_file(
@@ -95,8 +100,31 @@ def test_an_end_that_cannot_be_found_is_asked_for(tmp_path):
 @pytest.mark.parametrize("name", ["nothing.json", "other.json"])
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, name):
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(UserError, match="no tokenizer|not a tokenizer"):
+    with pytest.raises(UserError, match=f"(no|not a) tokenizer|{name} is not a token"):
         TokenizerFile(str(tmp_path / name)).build([])
+
+
+def test_a_file_without_a_token_is_refused_and_named(tmp_path):
+    Tokenizer(models.BPE()).save(str(tmp_path / "empty.json"))
+    with pytest.raises(UserError, match=r"/empty\.json is not .* no tokens"):
+        TokenizerFile(str(tmp_path / "empty.json")).build([])
+
+
+@pytest.mark.parametrize("name", tokenizer_file.SPECIAL_TOKEN_FILES)
+@pytest.mark.parametrize(
+    "content, why",
+    [
+        ([], "not a JSON object"),
+        (None, "not a JSON object"),
+        ({"eos_token": 5}, "eos_token is 5; it must be a text"),
+        ({"bos_token": {"content": ["<s>"]}}, r"bos_token is \['<s>'\]; it must be"),
+    ],
+)
+def test_a_damaged_file_beside_it_is_refused_and_named(tmp_path, name, content, why):
+    file = TokenizerFile(written(tmp_path, "</s>", beside={name: content}))
+    for use in (lambda: file.build([]), file.identity):
+        with pytest.raises(UserError, match=f"/{name}.*{why}"):
+            use()
 
 
 def test_a_saved_one_loads_as_the_same_wherever_it_came_from(tmp_path):
@@ -162,11 +190,11 @@ def test_a_relative_path_is_found_beside_the_experiment(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     written(tmp_path / "there", "</s>")
-    patterns.BESIDE.set(tmp_path / "there")
+    patterns.EXPERIMENT_FOLDER.set(tmp_path / "there")
     try:
         assert specials(TokenizerFile("tokenizer.json").build([]))[0] == "</s>"
     finally:
-        patterns.BESIDE.set(None)
+        patterns.EXPERIMENT_FOLDER.set(None)
 
 
 def test_a_run_with_the_same_file_is_the_same_run_wherever_the_file_is(tmp_path):

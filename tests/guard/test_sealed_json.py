@@ -4,6 +4,7 @@ pytest tests/guard/test_sealed_json.py
 """
 
 import json
+import re
 
 import pytest
 
@@ -39,18 +40,23 @@ def test_files_without_a_digest_are_read_as_they_are(tmp_path):
     assert read_json(path, remedy="") == VALUE
 
 
-def test_an_edit_can_be_kept(tmp_path):
+@pytest.mark.parametrize("sort_keys", [False, True])
+def test_an_edit_is_kept_by_what_the_message_says(tmp_path, sort_keys):
     path = tmp_path / "x.json"
     write_json(path, VALUE)
-    edited = {**json.loads(path.read_text()), "seed": 4}
-    path.write_text(json.dumps(edited))
-    with pytest.raises(UserError, match=f"remove its line {SEAL}"):
+    edited = {**json.loads(path.read_text()), "seed": 4, "zero": 0}
+    if not sort_keys:  # As it was written, with the digest last.
+        edited[SEAL] = edited.pop(SEAL)
+    text = json.dumps(edited, indent=2, sort_keys=sort_keys)
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"remove its line {SEAL}") as error:
         read_json(path, remedy="")
-    del edited[SEAL]
-    path.write_text(json.dumps(edited))
-    assert read_json(path, remedy="")["seed"] == 4
-    write_json(path, edited)
-    assert read_json(path, remedy="") == edited
+    before, line, after = re.split(rf'(\n *"{SEAL}".*)', text)
+    if says_comma := "and the comma before it" in str(error.value):
+        before = before.removesuffix(",")
+    assert says_comma != sort_keys
+    path.write_text(before + after)
+    assert read_json(path, remedy="") == {**VALUE, "seed": 4, "zero": 0}
 
 
 @pytest.mark.parametrize("text", ["", "[" * 100_000, '{"a": 1', "[]", "7", "\0"])

@@ -73,7 +73,7 @@ def test_the_background_is_opaque_so_that_it_is_legible_on_any_page():
 
 def test_a_missing_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(UserError, match=r"jaxpar\[notebook\]"):
+    with pytest.raises(UserError, match=r"\.\[notebook\]"):
         show(experiment()).plot()
 
 
@@ -86,6 +86,7 @@ ROWS = [
     {"step": 0, "split": "heldout", "nats_per_token": 5.5},
     *({"step": i, "loss": 5 - i / 10} for i in range(1, 11)),
     {"step": 10, "split": "heldout", "nats_per_token": None},
+    {"step": 10, "split": "sample", "nats_per_token": 0.1},  # Of a user's event.
 ]
 
 

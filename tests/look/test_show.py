@@ -4,6 +4,9 @@ pytest tests/look/test_show.py
 """
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -132,3 +135,19 @@ def test_a_notebook_shows_a_table_with_the_same_rows():
     page = table._repr_html_()
     assert page.count("<tr>") == len(table.rows) + 1
     assert "layers/attn/w_q" in page
+
+
+def test_describing_an_experiment_starts_no_backend():
+    """Else no devices could be simulated after it, as `verify` and `pretrain` do."""
+    code = (
+        "import jax, jaxpar\n"
+        "from experiments.quickstart import experiment\n"
+        "jaxpar.show(experiment)\n"
+        "jax.config.update('jax_num_cpu_devices', 8)\n"
+        "assert jax.device_count() == 8"
+    )
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -85,6 +85,7 @@ def test_the_prompts_of_pairs_have_weight_0_and_padding_is_not_shown(tmp_path):
     line = '{"prompt": "1 + 1 =", "answer": " 2"}\n'
     (tmp_path / "a.jsonl").write_text(line * 60)
     ByteTokenizer().save(tmp_path / "run" / "tokenizer")
+    (tmp_path / "run" / "config.json").write_text("{}")
     data = Pairs(f"files:{tmp_path}/a.jsonl", seq_len=32, batch_size=2)
     experiment = Finetune(
         start_from=str(tmp_path / "run"), data=data, optim=OPTIM, num_steps=1,
@@ -105,7 +106,9 @@ def test_the_verb_prints_plain_text_or_one_object(
         "from tests.look.test_show_data import BPE, pretrain\n"
         f"experiment = pretrain({source!r}, tokenizer=BPE(300))\n"
     )
-    monkeypatch.setattr(patterns, "BESIDE", contextvars.ContextVar("x", default=None))
+    monkeypatch.setattr(
+        patterns, "EXPERIMENT_FOLDER", contextvars.ContextVar("x", default=None)
+    )
     verb([str(file)])
     assert capsys.readouterr().out == f"{show_data(experiment)}\n"
     verb([str(file), "--json"])

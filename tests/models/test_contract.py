@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxpar.errors import UserError
 from jaxpar.models.base import Aux, ModelConfig
-from jaxpar.models.contract import checked_model
+from jaxpar.models.contract import checked_model, require_frozen
 from jaxpar.nn.linear import dense
 from jaxpar.nn.param import fan_in, normal, param
 from jaxpar.optim.optimizer import AdamW
@@ -151,6 +151,14 @@ def test_a_configuration_is_a_frozen_dataclass_with_both_limits():
     class Smaller(Config):
         """A dataclass by what it inherits, with no field of its own."""
 
+    class Bare(ModelConfig):
+        def build(self, rngs):
+            return Good(Config(), rngs)
+
+    @dataclasses.dataclass(frozen=True)
+    class Stranger:
+        vocab_size: int = 24
+
     @dataclasses.dataclass
     class Mutable(ModelConfig):
         def build(self, rngs):
@@ -168,11 +176,23 @@ def test_a_configuration_is_a_frozen_dataclass_with_both_limits():
         def build(self, rngs):
             pass
 
-    assert complaint(Plain()).startswith("Plain is no model's configuration: it must")
+    begins, above = (
+        "is no model's configuration:",
+        "@dataclasses.dataclass(frozen=True)",
+    )
+    assert complaint(Plain()) == (
+        f"Plain {begins} it must have {above} above the class, without which it has no "
+        "field n_layers."
+    )
+    assert complaint(Bare()) == f"Bare {begins} it must have {above} above the class."
+    with pytest.raises(UserError, match=f"Stranger {begins} it must be derived"):
+        require_frozen(Stranger())
     assert complaint(NoLimit()).startswith("NoLimit has max_positions=None; it needs")
     assert complaint(Config(vocab_size=0)).startswith("Config has vocab_size=0;")
     assert complaint(NoModel()).startswith("NoModel.build returns NoneType; it must")
-    assert complaint(Mutable()).startswith("Mutable is no model's configuration")
+    assert complaint(Mutable()).endswith(
+        "@dataclasses.dataclass must have frozen=True."
+    )
     assert checked_model(Smaller(), Precision())
 
 

@@ -11,9 +11,9 @@ from jaxpar.models import sizes
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.auto_layout import (
     AutoLayout,
-    Load,
+    Demand,
     auto,
-    choose,
+    choose_layout,
     devices_per_host,
     memory_of,
     parse_layout,
@@ -39,11 +39,11 @@ class StandIn:
         return self.memory and {"bytes_limit": self.memory}
 
 
-def load_of(model, batch_size, microbatches=1):
+def demand_of(model, batch_size, microbatches=1):
     recipe = Recipe(
         model, CausalLM(), AdamW(peak_lr=1e-3, warmup_steps=1, decay_steps=1)
     )
-    return Load(
+    return Demand(
         batch_size,
         microbatches,
         check=recipe.abstract,
@@ -70,16 +70,30 @@ def load_of(model, batch_size, microbatches=1):
     ],
 )
 def test_on_gpus_the_model_and_the_batch_choose(model, n_gpus, batch_size, chosen):
-    load = load_of(model, batch_size)
-    layout = choose(n_gpus, load, per_host=8 if n_gpus > 8 else n_gpus, memory=80 * GIB)
+    demand = demand_of(model, batch_size)
+    layout = choose_layout(
+        n_gpus, demand, per_host=8 if n_gpus > 8 else n_gpus, memory=80 * GIB
+    )
     assert layout.spelling == chosen
+
+
+def test_where_nothing_leaves_room_the_least_is_on_each_device():
+    def no_fsdp(layout):
+        if "fsdp" in layout.spelling:
+            raise UserError("cannot be sliced")
+
+    whole = demand_of(LLAMA_7B, 8)
+    demand = dataclasses.replace(whole, check=no_fsdp)
+    layout = choose_layout(8, demand, per_host=8, memory=1 * GIB)
+    assert layout.spelling == "tensor=8"
+    assert choose_layout(8, demand, per_host=8).spelling == "data=8"
 
 
 def test_every_choice_uses_all_devices_and_divides_the_batch():
     for n in (1, 2, 3, 4, 6, 8, 16, 24):
         for rows in (1, 2, 3, 6, 8, 12):
             try:
-                layout = choose(n, load_of(GPT_124M, rows), per_host=8)
+                layout = choose_layout(n, demand_of(GPT_124M, rows), per_host=8)
             except UserError:
                 continue
             assert layout.n_devices == n
@@ -87,16 +101,16 @@ def test_every_choice_uses_all_devices_and_divides_the_batch():
 
 
 def test_a_batch_that_cannot_be_divided_is_refused_with_sizes_that_can():
-    load = load_of(GPT_124M, 10, microbatches=2)
+    demand = demand_of(GPT_124M, 10, microbatches=2)
     with pytest.raises(UserError, match="nearest legal sizes are 8 and 12"):
-        choose(8, load, per_host=8)
+        choose_layout(8, demand, per_host=8)
     for near in (8, 12):
-        assert choose(8, load_of(GPT_124M, near, 2), per_host=8).n_devices == 8
+        assert choose_layout(8, demand_of(GPT_124M, near, 2), per_host=8).n_devices == 8
 
 
 def test_tensor_parallelism_stays_within_a_host():
     with pytest.raises(UserError, match=r"nearest legal sizes are 2\."):
-        choose(4, load_of(GPT_124M, 1), per_host=2)
+        choose_layout(4, demand_of(GPT_124M, 1), per_host=2)
     hosts = ["a", "a", "b", "b"]
     devices = [StandIn(process) for process in (0, 1, 2, 3)]
     assert devices_per_host(devices, hosts) == 2

@@ -48,6 +48,8 @@ def test_process_0_names_those_that_have_not_come(port):
     said = heard_by(zero, others)
     assert said == "Process 0 of 5 waits for process 2, 4."
     assert "waits for process 0 and all others at localhost" in others[0].whom()
+    others += [come(5, 2, port), come(5, 4, port)]
+    assert heard_by(zero, others) == "All 5 processes have come; JAX connects them."
 
 
 def test_a_network_without_datagrams_and_a_single_process_do_no_harm(port):

@@ -76,6 +76,16 @@ def test_a_platform_that_is_not_there_is_said(platform):
     assert f"JAX_PLATFORMS={platform}: JAX can use no such device" in found.stdout
 
 
+def test_where_no_platform_is_named_none_is_blamed(monkeypatch):
+    def devices_of_none():
+        raise RuntimeError("no backend")
+
+    monkeypatch.setattr(devices.jax, "devices", devices_of_none)
+    monkeypatch.setattr(devices, "_platforms", lambda: "")
+    with pytest.raises(UserError, match=r"^JAX finds no device .*no backend\)\. Set "):
+        devices.visible_devices()
+
+
 @dataclasses.dataclass(frozen=True)
 class StandIn:
     """A GPU that is not there."""

@@ -173,7 +173,7 @@ def test_the_windows_of_a_spike_never_come_again(plan, straight, tmp_path, seen)
     np.testing.assert_array_equal(seen[8][1], seen[SPIKE][1])
     require_never_again(run, seen, SPIKE + 1)
     # One program, whatever was repeated.
-    assert [step._cache_size() for step in seen.compiled] == [1]
+    assert [step._program._cache_size() for step in seen.compiled] == [1]
     skipping = {"from_step": 9, "spike": SPIKE, "windows": windows_of_the_spike(run)}
     receipt = json.loads((tmp_path / "run/receipt.json").read_text())
     assert [s.get("skipped") for s in receipt["sessions"]] == [[skipping]]

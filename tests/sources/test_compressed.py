@@ -7,6 +7,7 @@ import bz2
 import gzip
 import json
 import lzma
+import random
 import sys
 
 import pyarrow
@@ -16,6 +17,7 @@ import zstandard
 
 from jaxpar.errors import UserError
 from jaxpar.sources.registry import find_kind, open_source
+from tests.small_disks import files_of_at_most
 
 PACK = {
     ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress,
@@ -63,11 +65,34 @@ def test_it_is_known_by_its_first_bytes_and_read_in_all_its_frames(tmp_path, suf
 
 
 @pytest.mark.parametrize("suffix", PACK)
-@pytest.mark.parametrize("damage", [lambda raw: raw[:-9], lambda raw: b"x" * 99])
-def test_a_damaged_file_is_refused_and_named(tmp_path, suffix, damage):
-    (tmp_path / f"a.txt{suffix}").write_bytes(damage(PACK[suffix](b"a line\n" * 99)))
-    with pytest.raises(UserError, match=rf"a\.txt\{suffix} cannot be unpacked"):
+def test_a_damaged_file_is_refused_and_named(tmp_path, suffix):
+    (tmp_path / f"a.txt{suffix}").write_bytes(PACK[suffix](b"a line\n" * 99)[:-9])
+    with pytest.raises(UserError, match=rf"a\.txt\{suffix} cannot be .*copy it again"):
         open_source(f"files:{tmp_path}/*")
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_a_plain_file_with_a_suffix_of_compression_is_refused_as_that(tmp_path, suffix):
+    (tmp_path / f"a.txt{suffix}").write_bytes(b"a line\n" * 99)
+    with pytest.raises(UserError, match=rf"not compressed.* ends in \{suffix}; rename"):
+        open_source(f"files:{tmp_path}/*")
+
+
+def test_the_first_bytes_count_more_than_the_suffix(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(PACK[".zst"](b"a line\n" * 99))
+    (tmp_path / "b.txt.bz2").write_bytes(bz2.compress(b"b line\n" * 99, 1))
+    corpus = open_source(f"files:{tmp_path}/*", parts=("every",))
+    assert [d.name for d in corpus.documents()["every"]] == ["a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_a_cache_without_room_is_named_and_not_the_file(plain, tmp_path, suffix):
+    raw = random.Random(suffix).randbytes(1 << 20).hex().encode()
+    (tmp_path / f"a.txt{suffix}").write_bytes(PACK[suffix](raw))
+    with files_of_at_most(1 << 19):
+        with pytest.raises(UserError, match=r"the cache .*/cache .*set JAXPAR_CACHE"):
+            open_source(f"files:{tmp_path}/a.txt{suffix}")
+    assert open_source(f"files:{tmp_path}/a.txt{suffix}").documents()
 
 
 def test_a_file_beside_its_compressed_copy_is_refused(tmp_path):

@@ -75,6 +75,8 @@ def test_the_data_are_those_of_the_text_whatever_reads_it(tmp_path):
         ('text\n"never closed\n', "line 2: unexpected end of data"),
         ("a,a\n1,2\n", "two columns of one name"),
         ("text\n", "has no rows"),
+        ("\n\n", r"a\.csv holds nothing but blank lines"),
+        ("\ufeff", r"a\.csv holds nothing but blank lines"),
     ],
 )
 def test_what_is_no_table_is_refused_and_named(tmp_path, text, why):

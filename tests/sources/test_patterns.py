@@ -8,7 +8,7 @@ import pytest
 from jaxpar.data.source import Text
 from jaxpar.errors import UserError
 from jaxpar.sources import patterns
-from jaxpar.sources.patterns import BESIDE, matching
+from jaxpar.sources.patterns import EXPERIMENT_FOLDER, matching
 from jaxpar.sources.registry import open_source
 
 
@@ -21,7 +21,7 @@ def texts(tmp_path, monkeypatch):
         path.write_text(f"{name}\n" * 60)
     monkeypatch.chdir(tmp_path / "here")
     yield tmp_path
-    BESIDE.set(None)
+    EXPERIMENT_FOLDER.set(None)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_pattern_of_a_list_that_finds_nothing_is_refused(texts, spelling):
 def test_what_the_working_directory_lacks_is_found_beside_the_experiment(texts):
     with pytest.raises(UserError, match="matches no file"):
         matching("a/9*")
-    BESIDE.set(texts / "there")
+    EXPERIMENT_FOLDER.set(texts / "there")
     assert [*matching("a/9*")] == ["9.txt"]
     assert [*matching("c*")] == ["c.txt"]
     with pytest.raises(UserError, match="matches no file .*here, or from .*there"):
@@ -82,16 +82,55 @@ def test_what_the_working_directory_lacks_is_found_beside_the_experiment(texts):
 
 
 def test_what_is_in_both_places_is_refused_unless_it_is_the_same(texts):
-    BESIDE.set(texts / "there")
+    EXPERIMENT_FOLDER.set(texts / "there")
     for spelling in ("a", "a/*.txt"):
-        with pytest.raises(
-            UserError, match=r"from the working directory and .*/there/"
-        ):
+        with pytest.raises(UserError, match="directory and .*/there/.* only beside"):
             matching(spelling)
     assert len(matching(f"{texts}/there/a")) == 1
-    BESIDE.set(texts / "here")
+    EXPERIMENT_FOLDER.set(texts / "here")
     assert len(matching("a")) == 2
     (texts / "link").symlink_to(texts / "here")
-    BESIDE.set(texts / "link")
+    EXPERIMENT_FOLDER.set(texts / "link")
     assert len(matching("a/*.txt")) == 2
     assert patterns.located("a/1.txt") is not None and patterns.located("z") is None
+
+
+@pytest.mark.parametrize("has, lacks", [("here", "there"), ("there", "here")])
+def test_a_file_that_only_one_of_the_places_has_is_named_with_that_place(
+    texts, has, lacks
+):
+    for name in ("a/1.txt", "a/2.txt", "a/9.txt"):
+        (texts / has / name).write_text("x")
+    (texts / lacks / "a").rename(texts / lacks / "removed")
+    (texts / lacks / "a").mkdir()
+    (texts / lacks / "a/1.txt").symlink_to(texts / has / "a/1.txt")
+    EXPERIMENT_FOLDER.set(texts / "there")
+    side = {
+        "here": "from the working directory",
+        "there": "beside the experiment's file",
+    }
+    match = rf"a/\*\.txt finds \S*/{has}/a/2.txt only {side[has]}; write"
+    with pytest.raises(UserError, match=match):
+        matching("a/*.txt")
+
+
+@pytest.mark.parametrize("spelling", [",", " ", "{,}", " , files:"])
+def test_a_list_that_holds_no_pattern_is_refused(texts, spelling):
+    with pytest.raises(UserError, match="names no file"):
+        open_source(f"files:{spelling}")
+
+
+@pytest.mark.parametrize(
+    "spelling, folder, n", [("**/1.txt", "here", 1), ("**/1.txt", "there", 2)]
+)
+def test_each_place_is_walked_once(texts, monkeypatch, spelling, folder, n):
+    walks, glob = [], patterns.glob.glob
+
+    def counted(*args, **how):
+        walks.append(args)
+        return glob(*args, **how)
+
+    monkeypatch.setattr(patterns.glob, "glob", counted)
+    EXPERIMENT_FOLDER.set(texts / folder)
+    assert len(matching(spelling)) == 2
+    assert len(walks) == n

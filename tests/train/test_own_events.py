@@ -50,13 +50,26 @@ class Noted(Due):
 @pytest.mark.parametrize(
     ("events", "words"),
     [
-        ([Due()], r"An event has due and run; Due must have run\(step, state, history"),
-        ([3], r"int must have due\(step, history"),
+        (
+            [Due()],
+            r"An event has due and run; Due has no method run\(step, state, hist",
+        ),
+        ([3], r"int has no method due\(step, history"),
         ([Short()], r"Short must have run\(step, state, history\): too many"),
         (StopBelow(1.0), "events is a StopBelow; it must be a list"),
         ("sample", "events is a str; it must be a list"),
+        ([Due], r"Due is called with the run, .*: too many .*\. Write Due\(running\)"),
+        (lambda: [], "<lambda> is called with the run, .*: too many positional"),
     ],
-    ids=["no run", "a number", "other arguments", "no list", "a text"],
+    ids=[
+        "no run",
+        "a number",
+        "other arguments",
+        "no list",
+        "a text",
+        "a class that takes no run",
+        "a function that takes no run",
+    ],
 )
 def test_what_is_no_event_is_refused_before_anything_is_read(events, words, tmp_path):
     with pytest.raises(UserError, match=words):
@@ -79,10 +92,12 @@ def test_an_event_may_be_made_of_the_run(events):
 
 
 def test_what_a_function_makes_is_checked_too():
-    with pytest.raises(UserError, match="Due must have run"):
+    with pytest.raises(UserError, match="Due has no method run"):
         make_events(lambda running: [Due()], running_with([]))
-    with pytest.raises(UserError, match="NoneType must have due"):
+    with pytest.raises(UserError, match="NoneType has no method due"):
         make_events([lambda running: None], running_with([]))
+    with pytest.raises(UserError, match="events is a type; it must be a list"):
+        make_events(lambda running: Noted, running_with([]))
 
 
 def test_an_event_runs_untimed_and_is_no_computing():

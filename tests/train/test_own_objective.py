@@ -24,7 +24,7 @@ from jaxpar.train.loss import token_losses
 from jaxpar.train.objective import CausalLM, Objective, Sums
 from jaxpar.train.scoring import per_token_and_byte, total_loss
 from jaxpar.train.state import Recipe, TrainState, create
-from jaxpar.train.step import make_eval_step
+from jaxpar.train.step import make_eval_step, make_forward
 
 B, T, V = 8, 16, 50
 MODEL = sizes.llama(
@@ -169,3 +169,45 @@ def test_what_no_rule_can_watch_is_refused():
     require_watched(Converged(watch="objective"), Valued(), scored)
     require_watched(Never(), Valued(), scored)
     require_watched(Converged(), Smoothed(), {"loss", *scored})
+
+
+class Wrong(Smoothed):
+    """Objectives that break the contract, each in its way."""
+
+
+class Number(Wrong):
+    def __call__(self, model, batch, keys):
+        return super().__call__(model, batch, keys).loss
+
+
+class Vectors(Wrong):
+    def __call__(self, model, batch, keys):
+        found = super().__call__(model, batch, keys)
+        return found._replace(loss=batch["weights"])
+
+
+class Misspelled(Wrong):
+    def __call__(self, model, batch, keys):
+        return batch["weight"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "complaint"),
+    [
+        (Number, r"^Number returns \(\); it must return .*Sums"),
+        (Vectors, r"^Vectors returns Sums\(loss=\(8, 16\), .* as scalars"),
+        (
+            Misspelled,
+            r"^Misspelled of rows with .* KeyError: .*test_own_objective.py, ",
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_an_objective_that_breaks_the_contract_is_refused_with_its_class(
+    kind, complaint
+):
+    optim = AdamW(peak_lr=1e-3, warmup_steps=1, decay_steps=1)
+    recipe = Recipe(MODEL, kind(), optim)
+    placed = Layout.parse("data=8").on(jax.devices())
+    with pytest.raises(UserError, match=complaint):
+        jax.eval_shape(make_forward(recipe, placed), recipe.anatomy.shapes, batch_of())

@@ -7,26 +7,25 @@ one when the next begins.
 
 import contextlib
 import dataclasses
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from jaxpar.errors import UserError, one_line
-from jaxpar.guard import goodput
-from jaxpar.guard.goodput import Account, SessionTime
+from jaxpar.guard import time_account
 from jaxpar.guard.sealed_json import read_json, write_json
-from jaxpar.guard.session_time import TimeAccount
+from jaxpar.guard.time_account import Account, SessionTime
+from jaxpar.guard.time_recorder import EVERY_SECONDS, TimeRecorder
 from jaxpar.metrics.metrics_file import written_after
 from jaxpar.partition import cluster
 from jaxpar.run.receipt import Receipt
+from jaxpar.tables import for_messages
 
 NAME = "time.json"
-EVERY_SECONDS = 5.0
 
 
 @contextlib.contextmanager
-def kept_in(account: TimeAccount, receipt: Receipt, metrics: Path) -> Iterator[None]:
+def kept_in(recorder: TimeRecorder, receipt: Receipt, metrics: Path) -> Iterator[None]:
     """A block whose time is kept beside the receipt; its session stands in it.
 
     metrics: the run's metrics.jsonl, with the rows of a session that was killed.
@@ -37,13 +36,13 @@ def kept_in(account: TimeAccount, receipt: Receipt, metrics: Path) -> Iterator[N
         return
     failed, end = threading.Event(), threading.Event()
     with _only_warning(failed):
-        account.earlier = _take_over(receipt, metrics)
+        recorder.earlier = _take_over(receipt, metrics)
     number = len(receipt.sessions()) - 1
 
     def write_often() -> None:
         while True:
             with _only_warning(failed):
-                write(receipt, number, account.session())
+                write(receipt, number, recorder.session())
             if end.wait(EVERY_SECONDS):
                 return
 
@@ -51,13 +50,13 @@ def kept_in(account: TimeAccount, receipt: Receipt, metrics: Path) -> Iterator[N
     writer.start()
     try:
         yield
-        account.end_leg()
+        recorder.end_leg()
     finally:
         end.set()
         writer.join()
         with _only_warning(failed):
-            write(receipt, number, account.session())
-            receipt.keep_time(number, dataclasses.asdict(account.session()))
+            write(receipt, number, recorder.session())
+            receipt.keep_time(number, dataclasses.asdict(recorder.session()))
 
 
 def account_of(run: str | Path) -> Account:
@@ -74,7 +73,7 @@ def account_of(run: str | Path) -> Account:
         number, newest = _read(receipt)
         if number < len(receipt.sessions()):
             times[number] = newest
-    return goodput.account([times[number] for number in sorted(times)])
+    return time_account.account([times[number] for number in sorted(times)])
 
 
 def write(receipt: Receipt, number: int, session: SessionTime) -> None:
@@ -92,12 +91,12 @@ def _take_over(receipt: Receipt, metrics: Path) -> list[SessionTime]:
         if number < len(receipt.sessions()) - 1 and number not in receipt.times():
             if newest.legs:
                 step, seconds = written_after(metrics, newest.legs[-1].step)
-                newest = goodput.extended(newest, step, seconds)
+                newest = time_account.extended(newest, step, seconds)
             receipt.keep_time(number, dataclasses.asdict(newest))
     except FileNotFoundError:
         pass
     except UserError as error:
-        print(one_line(error), file=sys.stderr)
+        print(one_line(error), file=for_messages())
     times = receipt.times()
     return [times[number] for number in sorted(times)]
 
@@ -112,8 +111,8 @@ def _read(receipt: Receipt) -> tuple[int, SessionTime]:
     path, remedy = receipt.path.with_name(NAME), "Its session's time is not counted."
     value = read_json(path, remedy=remedy)
     try:
-        return int(value["session"]), goodput.session_from_json(value)
-    except goodput.MALFORMED as error:
+        return int(value["session"]), time_account.session_from_json(value)
+    except time_account.MALFORMED as error:
         raise UserError(
             f"{path} is damaged: it holds no session ({one_line(error)}). {remedy}"
         ) from error
@@ -129,6 +128,6 @@ def _only_warning(failed: threading.Event) -> Iterator[None]:
             print(
                 f"The run's time is not recorded ({one_line(error)}); training "
                 "goes on.",
-                file=sys.stderr,
+                file=for_messages(),
             )
         failed.set()

@@ -1,6 +1,6 @@
 """A held-out set of one's own is scored, and all of the source is trained on.
 
-pytest tests/data/test_own_heldout.py
+pytest tests/data/test_separate_heldout.py
 """
 
 import dataclasses

@@ -8,15 +8,15 @@ from typing import Any
 
 import jax
 
-from jaxpar.guard import goodput, phases
-from jaxpar.guard.goodput import REPEATED, STAMP, Account, Leg, Seconds, SessionTime
+from jaxpar.guard import phases, time_account
+from jaxpar.guard.time_account import REPEATED, STAMP, Account, Leg, SessionTime
 
-ROW_SECONDS = 5.0
-"""How often a row of metrics has the account."""
+EVERY_SECONDS = 5.0
+"""How often the time is written: to a row of metrics, and to time.json."""
 
 
-class TimeAccount:
-    """The account of a run's time, to which the session that runs adds its own.
+class TimeRecorder:
+    """Records the time of the session that runs, and adds it to the run's account.
 
     It starts with the session: what the process did before is not counted.
     """
@@ -29,15 +29,15 @@ class TimeAccount:
     ):
         """record: of this process's phases. now: the wall clock, in seconds."""
         self._record, self._now = record, now
-        self._before = goodput.spent_before() if record is phases.PROCESS else {}
+        self._before = time_account.spent_before() if record is phases.PROCESS else {}
         self._started = now() - sum(self._seconds().values())
         self.earlier: Sequence[SessionTime] = ()
         """The times of earlier sessions of the run."""
         self._to_first_step: float | None = None
         self._legs: list[Leg] = []
-        self._leg_before: Seconds = {}
+        self._leg_before: time_account.Seconds = {}
         self._lock = threading.Lock()
-        self._row_at = -ROW_SECONDS
+        self._row_at = -EVERY_SECONDS
 
     def begin_at(self, step: int) -> None:
         """The steps from this one on are done next, for the first time or again."""
@@ -47,7 +47,10 @@ class TimeAccount:
             self._legs.append(Leg(step, step, {}, {}))
 
     def end_leg(self) -> None:
-        """All that was done since the last row was needed for it, such as a save."""
+        """Ends the leg: counts what was spent since its last row as needed for it.
+
+        That is a save, for one.
+        """
         with self._lock:
             if self._legs:
                 spent = self._spent_in_leg()
@@ -76,14 +79,14 @@ class TimeAccount:
                 self._legs[-1], step=row["step"], spent=spent
             )
         elapsed = sum(self._seconds().values())
-        if not last and elapsed - self._row_at < ROW_SECONDS:
+        if not last and elapsed - self._row_at < EVERY_SECONDS:
             return row
         self._row_at = elapsed
         return {**row, **self.account().as_row()}
 
     def account(self) -> Account:
         """The account of all sessions up to now."""
-        return goodput.account([*self.earlier, self.session()])
+        return time_account.account([*self.earlier, self.session()])
 
     def session(self) -> SessionTime:
         """What is known of this session now."""

@@ -1,6 +1,6 @@
 """Where a run's time went is known after every kind of end.
 
-pytest tests/run/test_time_account.py
+pytest tests/run/test_time_file.py
 """
 
 import json
@@ -13,15 +13,15 @@ import time
 import pytest
 
 from jaxpar import atomic
-from jaxpar.guard.goodput import Leg, SessionTime
 from jaxpar.guard.phases import Phases
 from jaxpar.guard.sealed_json import write_json
-from jaxpar.guard.session_time import TimeAccount
+from jaxpar.guard.time_account import Leg, SessionTime
+from jaxpar.guard.time_recorder import TimeRecorder
 from jaxpar.metrics.metrics_file import last_evaluation, read_metrics
 from jaxpar.partition import cluster
-from jaxpar.run import time_account
+from jaxpar.run import time_file
 from jaxpar.run.receipt import Receipt
-from jaxpar.run.time_account import NAME, account_of, kept_in
+from jaxpar.run.time_file import NAME, account_of, kept_in
 
 STARTED = "2026-01-01T00:00:00+0000"
 
@@ -48,7 +48,7 @@ def started(folder):
 def a_session(folder, clock, *, first, steps, fails=False):
     """A session of steps of 2 s each, after 3 s of starting and 5 s of compiling."""
     phases = Phases(clock)
-    account = TimeAccount(phases, now=clock)
+    account = TimeRecorder(phases, now=clock)
     rows = []
     with kept_in(account, started(folder), folder / "metrics.jsonl"):
         clock.time += 3
@@ -101,7 +101,7 @@ def test_sessions_add_up_and_lost_steps_are_counted(tmp_path, clock):
 
 def test_what_an_orderly_end_takes_is_not_lost(tmp_path, clock):
     phases = Phases(clock)
-    account = TimeAccount(phases, now=clock)
+    account = TimeRecorder(phases, now=clock)
     with kept_in(account, started(tmp_path), tmp_path / "metrics.jsonl"):
         account.begin_at(0)
         with phases.doing("compute"):
@@ -125,7 +125,7 @@ def test_a_row_has_the_account_every_few_seconds_and_last(tmp_path, clock):
         16,
         19,
     ]
-    account = TimeAccount(Phases(clock), now=clock)
+    account = TimeRecorder(Phases(clock), now=clock)
     account.begin_at(0)
     account.add_to({"step": 1})
     assert "goodput" in account.add_to({"step": 2}, last=True)
@@ -143,15 +143,15 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from jaxpar.guard import phases
-from jaxpar.guard.session_time import TimeAccount
-from jaxpar.run import time_account
+from jaxpar.guard.time_recorder import TimeRecorder
+from jaxpar.run import time_file
 from jaxpar.run.receipt import Receipt
 
-time_account.EVERY_SECONDS = 0.05
-account = TimeAccount()
+time_file.EVERY_SECONDS = 0.05
+account = TimeRecorder()
 run = Path(sys.argv[1])
 receipt, metrics = Receipt(run / "receipt.json"), run / "metrics.jsonl"
-with time_account.kept_in(account, receipt, metrics):
+with time_file.kept_in(account, receipt, metrics):
     account.begin_at(0)
     with phases.doing("compute"):
         account.add_to({"step": 7})
@@ -193,7 +193,7 @@ def test_rows_tell_what_was_done_after_the_last_record(tmp_path, clock):
         (Leg(0, 10, {"compute": 15.0}, {"compute": 5.0}),),
     )  # fmt: skip
     receipt = started(tmp_path)
-    time_account.write(receipt, 0, record)
+    time_file.write(receipt, 0, record)
     rows = [{"step": step, "loss": 1.0, "seconds": 2.0} for step in range(1, 16)]
     rows.append({"step": 14, "split": "heldout", "seconds": 100.0})
     path = tmp_path / "metrics.jsonl"
@@ -216,8 +216,8 @@ def test_a_full_disk_costs_the_account_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     receipt = started(tmp_path)
-    account = TimeAccount(Phases(clock), now=clock)
-    monkeypatch.setattr(time_account, "EVERY_SECONDS", 0.01)
+    account = TimeRecorder(Phases(clock), now=clock)
+    monkeypatch.setattr(time_file, "EVERY_SECONDS", 0.01)
     with monkeypatch.context() as patched:
         patched.setattr(atomic, "write_bytes", full)
         with kept_in(account, receipt, tmp_path / "metrics.jsonl"):
@@ -242,7 +242,7 @@ def test_a_damaged_file_loses_its_session_aloud(tmp_path, clock, content, capsys
 def test_a_flipped_digit_of_the_record_is_noticed(tmp_path, clock, capsys):
     receipt = started(tmp_path)
     record = SessionTime(STARTED, STARTED, {"start": 40.0}, None)
-    time_account.write(receipt, 0, record)
+    time_file.write(receipt, 0, record)
     assert account_of(tmp_path).wall == 40
     path = tmp_path / NAME
     path.write_text(path.read_text().replace("40.0", "41.0"))
@@ -265,7 +265,7 @@ def test_only_the_first_process_writes(tmp_path, clock, monkeypatch):
 
 def test_going_back_begins_another_leg(tmp_path, clock):
     phases = Phases(clock)
-    account = TimeAccount(phases, now=clock)
+    account = TimeRecorder(phases, now=clock)
     for first, last in ((0, 30), (20, 40)):
         account.begin_at(first)
         with phases.doing("compute"):

@@ -5,11 +5,11 @@ from typing import Any
 
 from jaxpar import cache
 from jaxpar.errors import UserError
-from jaxpar.sources.corpus import WHOLE, Corpus, Document, Example
+from jaxpar.sources.corpus import EVERY, Corpus, Document, Example
 
 
 class WithHeldout(Corpus):
-    """Two opened sources, each with its documents in one part, WHOLE."""
+    """Two opened sources, each with its documents in one part, EVERY."""
 
     def __init__(self, train: Corpus, heldout: Corpus):
         source = f"{train.source} with heldout={heldout.source}"
@@ -22,7 +22,7 @@ class WithHeldout(Corpus):
             )
 
     def documents(self) -> Mapping[str, Sequence[Document]]:
-        return {part: each.by_part.get(*WHOLE, ()) for part, each in self._of.items()}
+        return {part: each.by_part.get(EVERY, ()) for part, each in self._of.items()}
 
     def fingerprint(self) -> str:
         return cache.key(**{part: c.fingerprint() for part, c in self._of.items()})
@@ -41,10 +41,10 @@ class WithHeldout(Corpus):
         return self._of["train"].has_only_examples
 
     def examples(self, part: str) -> Sequence[Example]:
-        return self._of[part].examples(*WHOLE)
+        return self._of[part].examples(EVERY)
 
     def n_records(self, part: str) -> int:
-        return self._of[part].n_records(*WHOLE)
+        return self._of[part].n_records(EVERY)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """All wall time is accounted for, and what was done in vain is called lost.
 
-pytest tests/guard/test_goodput.py
+pytest tests/guard/test_time_account.py
 """
 
 import dataclasses
@@ -8,9 +8,15 @@ import json
 
 import pytest
 
-from jaxpar.guard import goodput
-from jaxpar.guard.goodput import PARTS, Leg, SessionTime, account, session_from_json
+from jaxpar.guard import time_account
 from jaxpar.guard.phases import PHASES
+from jaxpar.guard.time_account import (
+    PARTS,
+    Leg,
+    SessionTime,
+    account,
+    session_from_json,
+)
 
 
 def session(*legs, to_first=5.0, hour=0, minutes=10, **seconds):
@@ -137,18 +143,18 @@ def test_a_session_is_what_it_was_after_json():
     "value", [None, [], {}, 3, {"legs": 3}, {"legs": [], "started": "x"}]
 )
 def test_what_is_no_session_raises_what_is_said(value):
-    with pytest.raises(goodput.MALFORMED):
+    with pytest.raises(time_account.MALFORMED):
         session_from_json(value)
 
 
 def test_a_command_s_first_session_counts_from_the_command_s_beginning():
-    with goodput.within_command():
-        first, second = goodput.spent_before(), goodput.spent_before()
-    third = goodput.spent_before()
+    with time_account.within_command():
+        first, second = time_account.spent_before(), time_account.spent_before()
+    third = time_account.spent_before()
     times = [sum(spent.values()) for spent in (first, second, third)]
     assert times == sorted(times)
-    with goodput.within_command():
-        began = sum(goodput._command[0].values())
+    with time_account.within_command():
+        began = sum(time_account._command[0].values())
         assert times[-1] <= began
-        assert sum(goodput.spent_before().values()) == began
-        assert sum(goodput.spent_before().values()) > began
+        assert sum(time_account.spent_before().values()) == began
+        assert sum(time_account.spent_before().values()) > began
