@@ -248,7 +248,7 @@ def test_finetune_starts_where_the_source_ended(trained, tmp_path):
 def test_evaluate_says_what_the_run_itself_measured(trained):
     found = evaluate.main(trained, layout="data=1")
     assert list(json.loads(json.dumps(found))) == [
-        "step", "tokens", "bytes",
+        "step", "windows", "tokens", "bytes",
         "nats_per_token", "nats_per_byte", "xz_nats_per_byte",
     ]  # fmt: skip
     last = read_metrics(trained / "metrics.jsonl")[-1]
