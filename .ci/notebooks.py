@@ -28,7 +28,7 @@ HIDDEN = "hide-input"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 REPR = re.compile(r"<|\w+\(\w+=")
 # What belongs to the machine that executed it.
-LOCAL = re.compile(r"/tmp/|/home/|/root/|/var/folders/|/work/|0x[0-9a-f]{8,}")
+LOCAL = re.compile(r"/tmp/|/home/|/root/|/var/folders/|/Users/|0x[0-9a-f]{8,}")
 
 
 def hash_of(notebook) -> str:

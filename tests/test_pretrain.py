@@ -282,7 +282,7 @@ def test_a_source_that_is_no_run_is_refused(tmp_path):
         num_steps=1,
         layout=Layout.parse("data=8"),
     )
-    with pytest.raises(UserError, match="is no run"):
+    with pytest.raises(UserError, match="is not a run"):
         finetune.main(run, run_dir=tmp_path / "run")
 
 

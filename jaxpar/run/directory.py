@@ -218,7 +218,8 @@ class RunDir:
 
     def _require_run(self) -> None:
         if not self.exists():
-            raise UserError(f"{self.path} is no run: it has no config.json.")
+            lacks = "it has no config.json" if self.path.is_dir() else "it is not there"
+            raise UserError(f"{self.path} is not a run: {lacks}.")
 
     def _refuse_no_step(self) -> NoReturn:
         """Says that no step was saved yet, or that those which were are gone."""

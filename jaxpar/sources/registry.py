@@ -67,9 +67,11 @@ def find_kind(
     word, colon, name = source.partition(":")
     key = word + colon
     if key not in SOURCES or bool(colon) != bool(name):
+        is_path = pathlib.Path(source).expanduser().exists()
+        near = f"; did you mean {FILES}{source}?" if is_path else "."
         raise UserError(
             f"Unknown source {source!r}; choose stdlib, synthetic, files:GLOB or "
-            "tfds:NAME."
+            f"tfds:NAME{near}"
         )
     if key == FILES and text_field != AS_PLAIN_TEXT:
         return _kind_of_files(source, name), name

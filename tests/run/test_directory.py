@@ -98,7 +98,7 @@ def test_checkpoints_of_an_unknown_experiment_are_not_resumed(tmp_path):
 
 def test_what_is_no_run_is_said_to_be_none(tmp_path):
     for ask in (RunDir.open, lambda home: home.choose_step("newest")):
-        with pytest.raises(UserError, match="is no run"):
+        with pytest.raises(UserError, match="is not a run"):
             ask(RunDir(tmp_path / "absent"))
     for text, said in (("{", "is not JSON"), ("[]", r"is not a JSON object \(\[\]")):
         (tmp_path / "config.json").write_text(text)

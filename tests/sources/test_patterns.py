@@ -134,3 +134,11 @@ def test_each_place_is_walked_once(texts, monkeypatch, spelling, folder, n):
     EXPERIMENT_FOLDER.set(texts / folder)
     assert len(matching(spelling)) == 2
     assert len(walks) == n
+
+
+def test_a_path_without_its_word_is_answered_with_the_word(tmp_path):
+    (tmp_path / "texts").mkdir()
+    with pytest.raises(UserError, match=r"did you mean files:.*texts\?"):
+        open_source(str(tmp_path / "texts"))
+    with pytest.raises(UserError, match=r"tfds:NAME\.$"):
+        open_source(str(tmp_path / "nothing"))
