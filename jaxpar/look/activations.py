@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.dtypes import canonicalize_dtype
 from jax.extend import core
 from jax.sharding import PartitionSpec
 
@@ -39,7 +40,9 @@ def activation_bytes(experiment: Experiment) -> int:
     recipe, ones = experiment.recipe(), np.ones(experiment.data.seq_len + 1, np.int32)
     window = Window(ones, ones, np.cumsum(ones) - 1, ones.astype(np.float32))
     batch = {
-        name: jax.ShapeDtypeStruct((experiment.data.batch_size, *x.shape), x.dtype)
+        name: jax.ShapeDtypeStruct(
+            (experiment.data.batch_size, *x.shape), canonicalize_dtype(x.dtype)
+        )
         for name, x in experiment.objective.row(window).items()
     }
     args = recipe.anatomy.shapes, batch, jax.ShapeDtypeStruct((), np.int32)
