@@ -113,5 +113,5 @@ def test_a_changed_file_is_unpacked_again(tmp_path):
 def test_without_zstd_the_line_to_type_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "zstandard", None)
     (tmp_path / "new.txt.zst").write_bytes(PACK[".zst"](b"another line\n"))
-    with pytest.raises(UserError, match=r'pip install "jaxpar\[zstd\]"'):
+    with pytest.raises(UserError, match=r'pip install -e "\.\[zstd\]"'):
         find_kind(f"files:{tmp_path}/new.txt.zst")
