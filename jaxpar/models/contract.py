@@ -88,7 +88,7 @@ def explained(what: str, *, refusals: bool = True) -> Iterator[None]:
         if not refusals:
             raise
         raise UserError(f"{what}: {one_line(error)}{_where(error)}") from error
-    except Exception as error:
+    except Exception as error:  # Code of the user's own may raise anything.
         message = " ".join(str(error).split())[:LONGEST_MESSAGE]
         error_name = type(error).__name__
         raise UserError(f"{what}: {error_name}: {message}{_where(error)}") from error
