@@ -218,6 +218,12 @@ class Placed:
         return Placed(self.layout.for_generation(), self.mesh)
 
     @property
+    def platform(self) -> str:
+        """What the devices are: cpu, gpu or tpu."""
+        platform = self.mesh.devices.flat[0].platform
+        return "gpu" if platform in ("cuda", "rocm") else platform
+
+    @property
     def replicated(self) -> NamedSharding:
         """The sharding of an array of which every device holds a copy."""
         return NamedSharding(self.mesh, PartitionSpec())

@@ -30,6 +30,8 @@ class Context:
 
     layout: Layout | None
     precision: Precision
+    platform: str = ""
+    """What the devices are: cpu, gpu or tpu; "" where no devices are chosen."""
 
 
 # Unlike a plain context variable, it is part of jit's cache key.
@@ -48,9 +50,10 @@ def use_layout(
     if isinstance(where, Placed):
         # It knows the kind of device, too, and JAX compares it with the arrays'.
         layout, mesh = where.layout, where.mesh.abstract_mesh
+        platform = where.platform
     else:
-        layout, mesh = where, where.abstract()
-    context = Context(layout, precision or Precision())
+        layout, mesh, platform = where, where.abstract(), ""
+    context = Context(layout, precision or Precision(), platform)
     with _context(context), jax.sharding.use_abstract_mesh(mesh):
         yield
 
