@@ -26,7 +26,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "jaxpar.data.cache": ("jaxpar.cache",),
     "jaxpar.data.layout": ("jaxpar.data.token_files", "jaxpar.sources.corpus"),
     "jaxpar.data.pipeline": ("jaxpar.data.loader",),
-    "jaxpar.data.split": ("jaxpar.sources.split",),
+    "jaxpar.data.split": ("jaxpar.files.split",),
     "jaxpar.generate.sample": ("jaxpar.generate.sampling",),
     "jaxpar.metrics.sink": ("jaxpar.metrics.sinks",),
     "jaxpar.nn.dense": ("jaxpar.nn.linear", "jaxpar.nn.embed"),
@@ -34,6 +34,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "jaxpar.partition.place": (
         "jaxpar.partition.precision",
         "jaxpar.partition.sharding",
+        "jaxpar.partition.collectives",
     ),
     "jaxpar.partition.sequence": (
         "jaxpar.nn.attention_kernel",

@@ -20,7 +20,7 @@ from jaxpar.data.windows import Window
 from jaxpar.experiment import Experiment
 from jaxpar.metrics.flops import carry_of, inner_jaxprs
 from jaxpar.partition.layout import Dims, Placed
-from jaxpar.train.step import make_gradients
+from jaxpar.train.gradients import make_gradients
 
 ANY = ("*",)
 """Dimension of a broadcast constant: takes whatever split its reader has."""

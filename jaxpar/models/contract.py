@@ -19,7 +19,7 @@ from jaxpar.models.base import CachingModel, Model, ModelConfig
 from jaxpar.nn.places import one_document_per_row
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.precision import Precision
-from jaxpar.partition.sharding import single_device
+from jaxpar.partition.sharding import WholeRowsNeeded, single_device
 
 LONGEST_MESSAGE = 600
 """Characters of a library's message that are repeated."""
@@ -84,6 +84,8 @@ def explained(what: str, *, refusals: bool = True) -> Iterator[None]:
     """
     try:
         yield
+    except WholeRowsNeeded:  # The step is traced again, with whole rows.
+        raise
     except UserError as error:
         if not refusals:
             raise

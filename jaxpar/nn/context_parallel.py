@@ -12,7 +12,8 @@ from jaxpar.nn.attention_kernel import Gradients, Kernel, Partial
 from jaxpar.nn.places import Places
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.notes import note
-from jaxpar.partition.sharding import Collectives, current_context, local
+from jaxpar.partition.collectives import Collectives, local
+from jaxpar.partition.sharding import current_context
 
 QUERIES = ("batch", "seq", "heads", "head_dim")
 KEYS = ("batch", "seq", "kv_heads", "head_dim")

@@ -10,6 +10,7 @@ from jaxpar.partition.sharding import (
     current_precision,
     gather_value,
     reduce_gradient,
+    whole_shape,
 )
 
 
@@ -18,8 +19,8 @@ def lookup(w: nnx.Param, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
 
     The table is gathered and cast here.
     """
-    precision, names = current_precision(), axis_names(w)
-    shape = w.shape
+    precision, names, value = current_precision(), axis_names(w), w[...]
+    shape = whole_shape(value, names)
 
     @jax.custom_vjp
     def rows(w):
@@ -28,7 +29,7 @@ def lookup(w: nnx.Param, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     def backward(_, grad):
         table = jnp.zeros(shape, precision.reduce)
         table = table.at[ids].add(grad.astype(precision.reduce))
-        return (reduce_gradient(table, names),)
+        return (reduce_gradient(table, names).astype(value.dtype),)
 
     rows.defvjp(lambda w: (rows(w), None), backward)
-    return rows(w[...])
+    return rows(value)

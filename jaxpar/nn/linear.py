@@ -23,6 +23,7 @@ from jaxpar.partition.sharding import (
     matmul_rows,
     pieces_along,
     reduce_gradient,
+    whole_shape,
 )
 
 RowNames = tuple[str | EllipsisType, ...]
@@ -129,7 +130,7 @@ class ShardedProduct:
     ) -> Float[Array, "..."]:
         """The product, placed as the layout says."""
         y = jnp.tensordot(self._input_matrix(x), self._weight_matrix(w), 1)
-        y = y.reshape(*self.shape, *w.shape[len(self.contracted) :])
+        y = y.reshape(*self.shape, *whole_shape(w, self.names)[len(self.contracted) :])
         return self.constrain_output(y)
 
     def constrain_output(self, y: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -165,7 +166,8 @@ class ShardedProduct:
             (row_axes, row_axes),
             preferred_element_type=jnp.dtype(self.precision.reduce),
         )
-        return reduce_gradient(dw.reshape(w.shape), self.names)
+        dw = dw.reshape(whole_shape(w, self.names))
+        return reduce_gradient(dw, self.names).astype(w.dtype)
 
     def _input_matrix(self, x: jax.Array) -> jax.Array:
         """x placed so that it can be multiplied with w, as a matrix."""

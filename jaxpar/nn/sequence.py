@@ -9,7 +9,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Shaped
 
 from jaxpar.errors import UserError
-from jaxpar.partition.sharding import constrain, current_context
+from jaxpar.partition.sharding import WholeRowsNeeded, constrain, current_context
+
+ROWS = ("batch", "seq")
 
 
 def in_order(x: Shaped[Array, "B T ..."], *names: str | None) -> jax.Array:
@@ -44,9 +46,12 @@ def as_stored(x: Shaped[Array, "B T ..."], *names: str | None) -> jax.Array:
 
 def _whole_rows(x: jax.Array, names: tuple[str | None, ...]) -> PartitionSpec | None:
     """How whole rows are placed; None where no layout splits the sequence."""
-    if names[:2] != ("batch", "seq") or len(names) != x.ndim:
+    if names[:2] != ROWS or len(names) != x.ndim:
         raise UserError(f"in_order, as_stored: the axes of {x.shape} are not {names}.")
-    layout = current_context().layout
+    context = current_context()
+    if context.manual_dims(ROWS, "computed")[1]:
+        raise WholeRowsNeeded
+    layout = context.automatic
     if layout is None or not layout.split(names, "computed")[1]:
         return None
     dims = list(layout.split(names, "computed"))

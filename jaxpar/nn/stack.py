@@ -12,6 +12,8 @@ from jaxpar.errors import UserError
 from jaxpar.partition.notes import recorded, recording
 from jaxpar.partition.pipeline import stages
 
+LAYERS = "layers/"
+"""What the names of notes begin with whose values are stacked by layers."""
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -83,7 +85,7 @@ def scan(
     if notes is not None:
         aux, values = aux
         for name, value in zip(names, values, strict=True):
-            notes.take(f"layers/{name}", value)
+            notes.take(f"{LAYERS}{name}", value)
     return x, aux
 
 

@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -190,18 +190,6 @@ def synchronized() -> Iterator[None]:
         message, status = json.loads(report)
         process = key.rpartition("/")[2]
         raise OtherProcessFailed(f"Process {process}: {message}", status)
-
-
-def first_then_others(work: Callable[[], T]) -> T:
-    """The result of `work`, which process 0 finishes before the others begin."""
-    if count() == 1:
-        return work()
-    results = []
-    for first in (True, False):
-        with synchronized():
-            if first == is_first():
-                results.append(work())
-    return results[0]
 
 
 def print_once(*text: str, **options: Any) -> None:

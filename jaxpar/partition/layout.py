@@ -73,6 +73,11 @@ class Layout(Spelled):
         """Whether a row's tokens stand in another order than their own."""
         return self.attention in ("context", "ring")
 
+    def without(self, axes: Sequence[str]) -> "Layout | None":
+        """The same layout over the other mesh axes alone; None where none is left."""
+        left = tuple((axis, n) for axis, n in self.mesh_shape if axis not in axes)
+        return dataclasses.replace(self, mesh_shape=left) if left else None
+
     def for_generation(self) -> "Layout":
         """The same mesh with whole rows: the axes that split `seq` split the batch."""
         seq_axes = tuple(axis for axis in self.computed.seq if isinstance(axis, str))

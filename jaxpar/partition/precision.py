@@ -1,6 +1,10 @@
 """Mixed precision: types of parameters, of computation, of sums of gradients."""
 
+import contextlib
 import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +12,8 @@ import jax.numpy as jnp
 from jaxpar.errors import UserError
 
 TYPES = ("bfloat16", "float16", "float32", "float64")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +37,50 @@ class Precision:
                 raise UserError(
                     f"Precision {field.name}={dtype!r}; allowed are {', '.join(TYPES)}."
                 )
+
+    @property
+    def has_float64(self) -> bool:
+        """Whether one of the types is float64, which JAX must be asked to allow."""
+        return "float64" in dataclasses.astuple(self)
+
+    def require_types(self) -> None:
+        """Refuses float64 where JAX would take float32 for it without an error.
+
+        Raises:
+          UserError: says how JAX is asked to allow it.
+        """
+        if self.has_float64 and jax.dtypes.canonicalize_dtype("float64") != "float64":
+            raise UserError(
+                f"{self}: JAX computes float64 in float32 until it is asked not to; "
+                'call jax.config.update("jax_enable_x64", True) before anything else.'
+            )
+
+
+@contextlib.contextmanager
+def types_of(precision: Precision) -> Iterator[None]:
+    """A block, and all threads while it runs, in which JAX has a precision's types.
+
+    Every command is one; in a notebook, jax_enable_x64 is the user's own to switch on.
+    """
+    before = jax.config.values["jax_enable_x64"]
+    jax.config.update("jax_enable_x64", before or precision.has_float64)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
+def in_its_types(
+    function: Callable[Concatenate[Any, P], T],
+) -> Callable[Concatenate[Any, P], T]:
+    """The function, in the types of the experiment that it takes first."""
+
+    @functools.wraps(function)
+    def run(experiment: Any, *args: P.args, **kwargs: P.kwargs) -> T:
+        with types_of(experiment.precision):
+            return function(experiment, *args, **kwargs)
+
+    return run
 
 
 def wide(x: jax.Array) -> jax.Array:

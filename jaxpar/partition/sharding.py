@@ -1,4 +1,4 @@
-"""Sharding constraints from inside model code, by axis names; shard_map (`local`).
+"""Sharding constraints from inside model code, by axis names.
 
 Model code names the axes of its arrays and knows no mesh. The step enters `use_layout`
 once; inside it, these functions look up where the layout in force puts each name.
@@ -7,9 +7,9 @@ once; inside it, these functions look up where the layout in force puts each nam
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import EllipsisType
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxpar.errors import UserError
-from jaxpar.partition.layout import Layout, Placed
+from jaxpar.partition.layout import Dims, Layout, Placed
 from jaxpar.partition.precision import Precision
 
 AxisNames = tuple[str | None, ...]
-Tree = TypeVar("Tree")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +31,36 @@ class Context:
     precision: Precision
     platform: str = ""
     """What the devices are: cpu, gpu or tpu; "" where no devices are chosen."""
+    manual: tuple[str, ...] = ()
+    """Mesh axes of which each device sees its own piece of an array as the array: their
+    collectives are called by name (jaxpar.partition.own_rows)."""
+    gathered: bool = False
+    """Whether parameters are whole over the manual axes, however they are stored."""
+
+    @property
+    def automatic(self) -> Layout | None:
+        """The layout over the other mesh axes, by which the compiler splits arrays."""
+        return self.layout.without(self.manual) if self.layout else None
+
+    def manual_dims(self, names: Sequence[str | None], which: str) -> Dims:
+        """The manual axes that split each dimension of an array."""
+        if not self.manual or self.layout is None:
+            return ((),) * len(names)
+        dims = self.layout.split(names, which)
+        return tuple(tuple(a for a in dim if a in self.manual) for dim in dims)
+
+
+class WholeRowsNeeded(Exception):
+    """Raised while a step is traced that gave each device a piece of the rows."""
 
 
 # Unlike a plain context variable, it is part of jit's cache key.
 _context = jax.make_user_context(default_value=None)
+
+
+def enter(context: Context) -> contextlib.AbstractContextManager[Any]:
+    """Puts a context in force; steps call `use_layout` or `single_device`."""
+    return _context(context)
 
 
 @contextlib.contextmanager
@@ -97,7 +122,7 @@ def constrain(
     stored, optimizer or computed. beside: the names of arrays that are used together
     with this one, so that all have to be split alike (see Rules.resolve).
     """
-    layout = current_context().layout
+    layout = current_context().automatic
     if layout is None:
         return x
     if len(names) != x.ndim:
@@ -117,7 +142,7 @@ def distribute(x: jax.Array, *names: str | None, over: str) -> jax.Array:
     Of their mesh axes, the inner ones that divide the axis are taken; the rest repeat
     the work.
     """
-    layout = current_context().layout
+    layout = current_context().automatic
     if layout is None or over not in names:
         return x
     at, size = names.index(over), x.shape[names.index(over)]
@@ -144,7 +169,7 @@ def gather(w: nnx.Param) -> jax.Array:
     `gather_value` and `reduce_gradient` themselves.
     """
     names = axis_names(w)
-    precision = current_precision()
+    precision, value = current_precision(), w[...]
     dtype = jnp.promote_types(precision.compute, precision.reduce)
 
     @jax.custom_vjp
@@ -152,22 +177,49 @@ def gather(w: nnx.Param) -> jax.Array:
         return gather_value(w, names, dtype)
 
     def backward(_, grad):
-        return (reduce_gradient(grad, names),)
+        return (reduce_gradient(grad, names).astype(value.dtype),)
 
     gathered.defvjp(lambda w: (gathered(w), None), backward)
-    return gathered(w[...])
+    return gathered(value)
 
 
 def gather_value(w: jax.Array, names: AxisNames, dtype: Any) -> jax.Array:
     """Casts a weight where it is stored, then brings it to where it is computed."""
-    return constrain(constrain(w.astype(dtype), *names, which="stored"), *names)
+    w = constrain(w.astype(dtype), *names, which="stored")
+    for i, axes in enumerate(_manual_slices(names)):
+        if axes:
+            w = jax.lax.all_gather(w, axes, axis=i, tiled=True)
+    return constrain(w, *names)
 
 
 def reduce_gradient(grad: jax.Array, names: AxisNames) -> jax.Array:
-    """The gradient of a weight, reduced over devices to where the weight is stored."""
-    precision = current_precision()
-    grad = constrain(grad.astype(precision.reduce), *names)
-    return constrain(grad, *names, which="stored").astype(precision.params)
+    """The gradient of a weight in `precision.reduce`, where the weight is stored.
+
+    Over manual axes it is reduced only if they store slices of the weight; the rest is
+    added up once a step (jaxpar.partition.own_rows.reduce_once).
+    """
+    grad = constrain(grad.astype(current_precision().reduce), *names)
+    for i, axes in enumerate(_manual_slices(names)):
+        if axes:
+            grad = jax.lax.psum_scatter(grad, axes, scatter_dimension=i, tiled=True)
+    return constrain(grad, *names, which="stored")
+
+
+def _manual_slices(names: AxisNames) -> Dims:
+    """The manual axes over which each dimension of a parameter is in slices."""
+    context = _context.value
+    if context is None or context.gathered:
+        return ((),) * len(names)
+    return context.manual_dims(names, "stored")
+
+
+def whole_shape(w: jax.Array, names: AxisNames) -> tuple[int, ...]:
+    """The shape of a weight once it is gathered."""
+    sizes = _context.value.layout.sizes if any(_manual_slices(names)) else {}
+    return tuple(
+        size * math.prod(sizes[axis] for axis in axes)
+        for size, axes in zip(w.shape, _manual_slices(names), strict=True)
+    )
 
 
 def matmul_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -175,14 +227,14 @@ def matmul_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
 
     One axis, which is faster, unless flattening would gather a split sequence.
     """
-    layout = _context.value.layout if _context.value else None
+    layout = _context.value.automatic if _context.value else None
     is_whole = layout is None or layout.split(("seq",), "computed") == ((),)
     return (math.prod(shape),) if is_whole else shape
 
 
 def pieces_along(name: str | None) -> int:
-    """Into how many pieces a named axis of a parameter is split where it computes."""
-    layout = _context.value.layout if _context.value else None
+    """Into how many pieces the compiler splits a named axis where it computes."""
+    layout = _context.value.automatic if _context.value else None
     if layout is None:
         return 1
     (axes,) = layout.split((name,), "computed")
@@ -190,79 +242,17 @@ def pieces_along(name: str | None) -> int:
 
 
 def token_numbers(length: int) -> jax.Array:
-    """Which token of a row stands at each place, [length]; see Layout.token_numbers."""
-    layout = current_context().layout
-    if layout is None:
+    """Which token of a row stands at each place, [length]; see Layout.token_numbers.
+
+    Where each device has its own piece of the rows, those of its piece.
+    """
+    context = current_context()
+    if context.layout is None:
         return jnp.arange(length)
-    return jnp.asarray(layout.token_numbers(length))
-
-
-@dataclasses.dataclass(frozen=True)
-class Collectives:
-    """Collectives over the mesh axes that split one logical axis; inside `local`.
-
-    Where no mesh axis splits it, each of them does nothing.
-    """
-
-    axes: tuple[str, ...]
-    size: int = 1
-
-    def psum(self, x: Tree) -> Tree:
-        """The sum over all pieces, on each device."""
-        return jax.lax.psum(x, self.axes) if self.axes else x
-
-    def pmax(self, x: Tree) -> Tree:
-        """The largest over all pieces, on each device."""
-        return jax.lax.pmax(x, self.axes) if self.axes else x
-
-    def all_gather(self, x: jax.Array, axis: int) -> jax.Array:
-        """All pieces, one after another along an axis."""
-        if not self.axes:
-            return x
-        return jax.lax.all_gather(x, self.axes, axis=axis, tiled=True)
-
-    def all_to_all(self, x: jax.Array, split: int, join: int) -> jax.Array:
-        """Splits a whole axis over the devices, and makes a split one whole."""
-        if not self.axes:
-            return x
-        return jax.lax.all_to_all(x, self.axes, split, join, tiled=True)
-
-    def permute(self, x: Tree) -> Tree:
-        """What the device before this one has; the first one gets it from the last."""
-        if not self.axes:
-            return x
-        ring = [(i, (i + 1) % self.size) for i in range(self.size)]
-        return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axes, ring), x)
-
-    def index(self) -> jax.Array:
-        """Which piece of the axis this device has."""
-        return jax.lax.axis_index(self.axes) if self.axes else jnp.int32(0)
-
-
-def local(f: Callable, in_axes: Any, out_axes: Any, *, over: str) -> Callable:
-    """Runs f(collectives, *pieces) on every device's own pieces of named arrays.
-
-    in_axes and out_axes are the axis names of each array. `collectives` work over the
-    mesh axes that split `over`. All arrays of the call that have a name are split
-    alike along it.
-    """
-    layout = current_context().layout
-    if layout is None:
-        return lambda *arrays: f(Collectives(()), *arrays)
-
-    beside = (*in_axes, *jax.tree.leaves(out_axes, is_leaf=_is_names))
-    (axes,) = layout.split((over,), "computed", beside)
-    collectives = Collectives(axes, math.prod(layout.sizes[axis] for axis in axes))
-    return jax.shard_map(
-        lambda *pieces: f(collectives, *pieces),
-        in_specs=tuple(layout.spec(names, beside=beside) for names in in_axes),
-        out_specs=jax.tree.map(
-            lambda names: layout.spec(names, beside=beside), out_axes, is_leaf=_is_names
-        ),
-        check_vma=False,
-    )
-
-
-def _is_names(value: Any) -> bool:
-    named = isinstance(value, tuple)
-    return named and all(v is None or isinstance(v, str) for v in value)
+    (axes,) = context.manual_dims(("seq",), "computed")
+    pieces = math.prod(context.layout.sizes[axis] for axis in axes)
+    numbers = jnp.asarray(context.layout.token_numbers(length * pieces))
+    if not axes:
+        return numbers
+    start = jax.lax.axis_index(axes) * length
+    return jax.lax.dynamic_slice_in_dim(numbers, start, length)

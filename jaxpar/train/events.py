@@ -1,6 +1,7 @@
 """Events (callbacks) of every run: log, evaluate, stop; run/saving.py saves."""
 
 import math
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from jaxpar.errors import UserError
 from jaxpar.guard import phases
 from jaxpar.metrics.sinks import Row
 from jaxpar.optim.schedule import Schedule
+from jaxpar.partition import cluster
 from jaxpar.train.actions import Action, Stop
 from jaxpar.train.converge import Memory, Never, StopRule, phase_of
 from jaxpar.train.loop import Evaluation, Event, History
@@ -67,7 +69,7 @@ class Evaluate:
 
     eval_step: as of jaxpar.train.step.make_eval_step. every: steps between two
     evaluations. n_bytes: bytes of the scored text. objective: its name, if it is one of
-    the user's own. split: the name in the rows.
+    the user's own. split: the name in the rows. in_flight: as of `total_loss`.
     """
 
     def __init__(
@@ -81,8 +83,10 @@ class Evaluate:
         n_bytes: int,
         objective: str = "objective",
         split: str = "heldout",
+        in_flight: int = 1,
     ):
         self._eval_step, self._batches, self._write = eval_step, batches, write
+        self._in_flight = in_flight
         self._every, self._schedule = every, schedule
         self._n_bytes, self._objective, self._split = n_bytes, objective, split
 
@@ -105,12 +109,18 @@ class Evaluate:
         """
         with history.untimed(), phases.doing("evaluate"):
             batches = _until_stopped(self._batches, history)
-            totals = total_loss(self._eval_step, state.params, batches)
+            totals = total_loss(
+                self._eval_step, state.params, batches, in_flight=self._in_flight
+            )
         if history.interrupted:
             return None
         scores = per_token_and_byte(totals, self._n_bytes, self._objective)
         self._write({"step": step, "split": self._split, **scores})
         loss = scores["nats_per_token"]
+        if loss is not None and not math.isfinite(loss):
+            cluster.print_once(
+                f"Step {step}: the {self._split} loss is {loss}.", file=sys.stderr
+            )
         values = (loss, scores.get("objective", loss))
         history.evaluation = Evaluation(
             step, *(math.nan if value is None else value for value in values)
@@ -138,7 +148,6 @@ def _until_stopped(batches: Iterable[Any], history: History) -> Iterator[Any]:
         if history.stop_now():
             break
         yield batch
-        phases.made_progress()
     # The batches, too, end early where one never comes.
     history.interrupted |= history.stop_now()
 

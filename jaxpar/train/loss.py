@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxpar.partition.precision import wide
+from jaxpar.partition.sharding import pieces_along
 
 Unembed = Callable[[Float[Array, "B T D"]], Float[Array, "B T V"]]
 """From activations to logits, for any number T of positions."""
@@ -37,18 +38,24 @@ def chunked_loss(
 ) -> Float[Array, ""]:
     """The weighted sum of token losses, with logits of at most `chunk` positions.
 
+    So many of each device's piece of a row, where the sequence is split.
+
     In a gradient, each chunk's gradients are computed while its logits exist, so that
     logits are neither kept nor computed twice (Hsu et al., 2024, section 3.2). The
     gradient with respect to the weights is 0.
     """
-    T = x.shape[1]
+    pieces = pieces_along("seq")
+    T = x.shape[1] // pieces
     size = max(n for n in range(1, min(chunk, T) + 1) if T % n == 0)
 
     def chunks(a: Array) -> Array:
-        return jnp.moveaxis(a.reshape(a.shape[0], T // size, size, *a.shape[2:]), 1, 0)
+        # A chunk has its positions of each piece, so that none is sent to be scored.
+        a = a.reshape(a.shape[0], pieces, T // size, size, *a.shape[2:])
+        a = jnp.moveaxis(a, 2, 0)
+        return a.reshape(*a.shape[:2], pieces * size, *a.shape[4:])
 
     # Parameters that `unembed` closes over become arguments, to be differentiated.
-    unembed, params = jax.closure_convert(unembed, x[:, :size])
+    unembed, params = jax.closure_convert(unembed, x[:, : pieces * size])
     scored = chunks(targets), chunks(jax.lax.stop_gradient(wide(weights)))
 
     def chunk_loss(x, params, targets, weights):

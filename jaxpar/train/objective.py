@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,11 @@ class Sums(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Objective(abc.ABC):
     """What a model is trained to do: makes rows of windows, and the loss of rows."""
+
+    per_token: ClassVar[bool] = False
+    """Whether its sums over pieces of the rows, in any order of their tokens, add up to
+    those over the rows. Layouts that split the sequence then reduce gradients once a
+    step; without this promise, for each microbatch and chunk of the loss."""
 
     @abc.abstractmethod
     def row(self, window: Window) -> dict[str, np.ndarray]:
@@ -80,8 +85,9 @@ class Objective(abc.ABC):
 class CausalLM(Objective):
     """Next-token prediction (causal language modelling)."""
 
+    per_token = True
     chunk: int = 256
-    """Positions of each row whose logits are in memory at a time."""
+    """Positions of each row whose logits a device has in memory at a time."""
 
     def __post_init__(self):
         require_positive(self, "chunk")

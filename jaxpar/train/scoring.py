@@ -1,13 +1,18 @@
 """Evaluation loss over a whole held-out set, per token and per byte."""
 
+import collections
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import jax
 
+from jaxpar.guard import phases
 from jaxpar.partition import cluster
+from jaxpar.partition.layout import Placed
 
+IN_FLIGHT = 4
+"""Batches that an accelerator has to do at a time: enough that it never waits."""
 AnyBatch = TypeVar("AnyBatch")
 
 
@@ -15,22 +20,41 @@ def total_loss(
     eval_step: Callable[[Any, AnyBatch], dict[str, jax.Array]],
     params: Any,
     batches: Iterable[AnyBatch],
+    *,
+    in_flight: int = 1,
 ) -> dict[str, float]:
     """The sums of `make_eval_step` over all batches, added in float64 on the host.
 
-    loss is in nats, weight in tokens. Each batch is fetched before the next one starts:
-    independent programs with collectives, run at once on simulated devices, may
-    deadlock. Every process returns the sums of process 0, so that all decide alike.
+    loss is in nats, weight in tokens. in_flight: batches that are computed at a time,
+    at most; meanwhile the next one is read, and placed on the devices. Every process
+    returns the sums of process 0, so that all decide alike.
     """
-    scores = [
-        jax.device_get(jax.block_until_ready(eval_step(params, batch)))
-        for batch in batches
-    ]
+    pending, scores = collections.deque[Any](), list[dict[str, Any]]()
+
+    def fetch() -> None:
+        scores.append(jax.device_get(jax.block_until_ready(pending.popleft())))
+        phases.made_progress()
+
+    for batch in batches:
+        if len(pending) == in_flight:
+            fetch()
+        pending.append(eval_step(params, batch))
+    while pending:
+        fetch()
     names = scores[0] if scores else ("loss", "weight")
     totals = {
         name: _exact_sum([float(score[name]) for score in scores]) for name in names
     }
     return cluster.broadcast(totals)
+
+
+def most_in_flight(placed: Placed) -> int:
+    """How many batches may be computed at a time: on a CPU one, else IN_FLIGHT.
+
+    Independent programs with collectives, run at once on simulated devices, may
+    deadlock.
+    """
+    return 1 if placed.platform == "cpu" else IN_FLIGHT
 
 
 def per_token_and_byte(

@@ -74,6 +74,7 @@ class Recipe:
           UserError: it breaks the contract of jaxpar.models.base, has state besides
             parameters, or unnamed axes.
         """
+        self.precision.require_types()
         model = checked_model(self.model, self.precision)
         name = type(model).__name__
         graph, params, rest = nnx.split(model, nnx.Param, ...)
@@ -94,6 +95,11 @@ class Recipe:
         names = {path: tuple(leaf.out_sharding) for path, leaf in flat.items()}
         constant = (p for p, leaf in flat.items() if getattr(leaf, "constant", False))
         return Anatomy(graph, unflatten(shapes), unflatten(names), frozenset(constant))
+
+    @property
+    def per_token(self) -> bool:
+        """Whether a device may be given a piece of each row (Objective.per_token)."""
+        return self.model.any_order and self.objective.per_token
 
     def optimizer(self, anatomy: Anatomy) -> Optimizer:
         """The optimizer of this model's parameters."""

@@ -6,76 +6,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
 
+from jaxpar.optim.optimizer import Optimizer
+from jaxpar.partition import own_rows
+from jaxpar.partition.fixed_order import compiler_options
 from jaxpar.partition.layout import Placed
-from jaxpar.partition.sharding import constrain, use_layout
+from jaxpar.partition.own_rows import Gathers
+from jaxpar.partition.sharding import use_layout
+from jaxpar.train.exact_steps import make_exact_step, over_parts
+from jaxpar.train.gradients import make_gradients
 from jaxpar.train.nonfinite import find_nonfinite, keep_where
 from jaxpar.train.objective import Batch, Sums, is_own, sums_of
 from jaxpar.train.state import Recipe, TrainState
 
 Metrics = dict[str, jax.Array]
 """Scalars, by name."""
-
-
-def row_keys(seed: int, step: Int[Array, ""], rows: int) -> jax.Array:
-    """A random key for each row of the global batch [B], from seed, step and row."""
-    key = jax.random.fold_in(jax.random.key(seed), step)
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
-
-
-def make_gradients(
-    recipe: Recipe, placed: Placed, *, microbatches: int = 1, seed: int = 0
-) -> Callable[[Any, Batch, Any], tuple[Any, Sums]]:
-    """A function (params, batch, step) -> (gradients of the summed loss, Sums).
-
-    microbatches: parts of the batch whose gradients are accumulated one after another.
-    """
-    anatomy = recipe.anatomy
-
-    def loss_gradients(params, microbatch, keys):
-        def loss(params):
-            sums = sums_of(
-                recipe.objective, recipe.merge(anatomy, params), microbatch, keys
-            )
-            return sums.loss, sums
-
-        return jax.grad(loss, has_aux=True)(params)
-
-    # Traced once, although a scan over microbatches needs its output shapes first.
-    loss_gradients = jax.jit(loss_gradients, inline=True)
-
-    def gradients(params, batch, step):
-        rows = jax.tree.leaves(batch)[0].shape[0]
-        keys = row_keys(seed, step, rows)
-        if microbatches == 1:
-            return loss_gradients(params, batch, keys)
-
-        def strided(x):
-            # Row i goes to microbatch i % M, so that each device splits the rows that
-            # it has, and sends none to another.
-            x = x.reshape(rows // microbatches, microbatches, *x.shape[1:])
-            return jnp.moveaxis(x, 1, 0)
-
-        def accumulate(total, microbatch):
-            found = loss_gradients(params, *microbatch)
-            return jax.tree.map(jnp.add, total, found), None
-
-        parts = jax.tree.map(strided, (batch, keys))
-        first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(loss_gradients, params, *first)
-        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(accumulate, zero, parts)[0]
-
-    def in_layout(params: Any, batch: Batch, step: Int[Array, ""]) -> tuple[Any, Sums]:
-        with use_layout(placed, recipe.precision):
-            batch = {
-                name: constrain(x, "batch", *("seq",) * (x.ndim - 1))
-                for name, x in batch.items()
-            }
-            return gradients(params, batch, step)
-
-    return in_layout
 
 
 class TrainStep:
@@ -102,7 +49,13 @@ class TrainStep:
 
 
 def make_train_step(
-    recipe: Recipe, placed: Placed, *, microbatches: int = 1, seed: int = 0
+    recipe: Recipe,
+    placed: Placed,
+    *,
+    microbatches: int = 1,
+    fsdp_gathers: Gathers = "microbatch",
+    exact: int = 0,
+    seed: int = 0,
 ) -> TrainStep:
     """The training step of a recipe.
 
@@ -114,24 +67,45 @@ def make_train_step(
     else 0), first_nonfinite (where skipped, the number of a name in
     jaxpar.train.nonfinite.value_names), and the means of the objective's own.
     """
-    anatomy, target = recipe.anatomy, recipe.target(placed)
-    optimizer = recipe.optimizer(anatomy)
-    gradients = make_gradients(recipe, placed, microbatches=microbatches, seed=seed)
+    target, optimizer = recipe.target(placed), recipe.optimizer(recipe.anatomy)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, target), None
+    update = make_update(optimizer)
+    if exact:
+        program = make_exact_step(
+            recipe, placed, update, exact=exact, seed=seed, out_shardings=shardings
+        )
+        return TrainStep(program, optimizer.schedule)
+    gradients = make_gradients(
+        recipe, placed, microbatches=microbatches, fsdp_gathers=fsdp_gathers, seed=seed
+    )
 
     def step(state: TrainState, batch: Batch, rate: jax.Array) -> tuple[Any, Metrics]:
-        grads, sums = gradients(state.params, batch, state.step)
+        found = gradients(state.params, batch, state.step)
         with use_layout(placed, recipe.precision):
-            scale = mean_weight(sums)
-            grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
-            updates, opt_state = optimizer.update(
-                grads, state.opt_state, state.params, rate
-            )
-            params = optax.apply_updates(state.params, updates)
-            loss, norm = sums.loss * scale, optax.tree.norm(grads)
-            skipped, first = find_nonfinite(grads, updates, norm=norm, loss=loss)
-            params, opt_state = keep_where(
-                skipped, (state.params, state.opt_state), (params, opt_state)
-            )
+            return update(state, found, rate)
+
+    program = jax.jit(step, donate_argnums=0, out_shardings=shardings)
+    return TrainStep(program, optimizer.schedule)
+
+
+def make_update(optimizer: Optimizer) -> Callable[..., tuple[TrainState, Metrics]]:
+    """A function (state, (gradients, Sums), learning rate) -> (state, metrics)."""
+
+    def update(
+        state: TrainState, found: tuple[Any, Sums], rate: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        grads, sums = found
+        scale = mean_weight(sums)
+        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, rate
+        )
+        params = optax.apply_updates(state.params, updates)
+        loss, norm = sums.loss * scale, optax.tree.norm(grads)
+        skipped, first = find_nonfinite(grads, updates, norm=norm, loss=loss)
+        params, opt_state = keep_where(
+            skipped, (state.params, state.opt_state), (params, opt_state)
+        )
         metrics = {
             "loss": loss,
             "tokens": sums.weight,
@@ -144,9 +118,7 @@ def make_train_step(
         new = TrainState(state.step + 1, params, opt_state, state.decay_from)
         return new, metrics
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
-    program = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-    return TrainStep(program, optimizer.schedule)
+    return update
 
 
 def make_forward(recipe: Recipe, placed: Placed) -> Callable[[Any, Batch], Sums]:
@@ -160,7 +132,9 @@ def make_forward(recipe: Recipe, placed: Placed) -> Callable[[Any, Batch], Sums]
     return jax.jit(forward)
 
 
-def make_eval_step(recipe: Recipe, placed: Placed) -> Callable[[Any, Batch], Metrics]:
+def make_eval_step(
+    recipe: Recipe, placed: Placed, *, exact: int = 0
+) -> Callable[[Any, Batch], Metrics]:
     """A jitted function (params, batch) -> sums over the batch, without dropout.
 
     loss and weight are of the tokens' cross-entropy (without loss where the objective
@@ -169,19 +143,39 @@ def make_eval_step(recipe: Recipe, placed: Placed) -> Callable[[Any, Batch], Met
     """
     anatomy, objective = recipe.anatomy, recipe.objective
 
-    def step(params: Any, batch: Batch) -> Metrics:
-        with use_layout(placed, recipe.precision):
-            model = recipe.merge(anatomy, params)
-            own = objective(model, batch, None)
-            if not is_own(objective):
-                return {"loss": own.loss, "weight": own.weight}
-            tokens = objective.cross_entropy(model, batch)
+    def scores(params: Any, batch: Batch, _: None) -> Metrics:
+        model = recipe.merge(anatomy, params)
+        own = objective(model, batch, None)
+        if not is_own(objective):
+            return {"loss": own.loss, "weight": own.weight}
+        tokens = objective.cross_entropy(model, batch)
         found = {"objective": own.loss, "objective_weight": own.weight}
         if tokens is None:
             return {"weight": own.weight, **found}
         return {"loss": tokens.loss, "weight": tokens.weight, **found}
 
-    return jax.jit(step)
+    def over_rows(params: Any, batch: Batch) -> Metrics:
+        def over(axes: tuple[str, ...]) -> Metrics:
+            if not axes:
+                return scores(params, batch, None)
+            run = own_rows.on_own_rows(
+                lambda *args: own_rows.sum_over_rows(scores(*args)),
+                axes, names=anatomy.names, batch=batch, out_specs=PartitionSpec(),
+            )  # fmt: skip
+            return run(params, batch, None)
+
+        per_token = recipe.per_token
+        return own_rows.over_row_axes(over, placed.layout, per_token=per_token)
+
+    def step(params: Any, batch: Batch) -> Metrics:
+        with use_layout(placed, recipe.precision):
+            if exact:
+                run = over_parts(scores, recipe, placed, parts=exact)
+                return run(params, batch, None)
+            return over_rows(params, batch)
+
+    options = compiler_options(placed.platform) if exact else None
+    return jax.jit(step, compiler_options=options)
 
 
 def mean_weight(sums: Sums) -> Float[Array, ""]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -19,9 +20,10 @@ from jaxpar.optim.schedule import NEVER
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.notes import recording
 from jaxpar.partition.sharding import use_layout
+from jaxpar.train.gradients import make_gradients
 from jaxpar.train.objective import Batch, Objective, Sums
 from jaxpar.train.state import Anatomy, Recipe, TrainState, make_init
-from jaxpar.train.step import make_eval_step, make_gradients, mean_weight
+from jaxpar.train.step import make_eval_step, mean_weight
 from jaxpar.verify.compiling import CompiledAhead
 from jaxpar.verify.packed_rows import Packed
 
@@ -61,7 +63,7 @@ class Computed:
         self.windows, self.given = windows, given
         self.recipe = experiment.recipe()
         self.placed = layout.on(jax.devices()[: layout.n_devices])
-        self.in_float64 = experiment.precision.params == "float64"
+        self.in_float64 = experiment.precision.has_float64
 
     @once
     def target(self) -> TrainState:
@@ -203,8 +205,11 @@ class Computed:
         """Logits [B, T, V] of all rows, in the layout that generates."""
         placed, params = self._to_generate
         rows: list[Window] = [*self.windows]
+        # Its pieces may be more than the rows, which are repeated then.
+        n_rows = math.lcm(len(rows), placed.layout.batch_divisor)
         tokens = np.stack([window.tokens[:-1] for window in rows])
-        return logits_of(self.recipe, placed, params, tokens)
+        tokens = np.resize(tokens, (n_rows, *tokens.shape[1:]))
+        return logits_of(self.recipe, placed, params, tokens)[: len(rows)]
 
     @once
     def _to_generate(self) -> tuple[Placed, Any]:

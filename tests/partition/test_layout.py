@@ -10,9 +10,10 @@ from flax import nnx
 from jaxpar import axes
 from jaxpar.nn.linear import dense
 from jaxpar.nn.param import constant, param
+from jaxpar.partition.collectives import local
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.rules import Rules, if_free
-from jaxpar.partition.sharding import constrain, local, single_device, use_layout
+from jaxpar.partition.sharding import constrain, single_device, use_layout
 
 
 def test_rules_have_a_field_for_each_axis_name():

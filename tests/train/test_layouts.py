@@ -13,9 +13,10 @@ from jaxpar.nn.norm import RMSNorm
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.precision import Precision
+from jaxpar.train.gradients import make_gradients
 from jaxpar.train.objective import CausalLM
 from jaxpar.train.state import Recipe, create
-from jaxpar.train.step import make_gradients, make_train_step
+from jaxpar.train.step import make_train_step
 from jaxpar.tree import flatten
 
 LAYOUTS = (

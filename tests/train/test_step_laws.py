@@ -14,10 +14,11 @@ from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.precision import Precision
 from jaxpar.partition.sharding import use_layout
+from jaxpar.train.gradients import make_gradients
 from jaxpar.train.loss import chunked_loss
 from jaxpar.train.objective import CausalLM
 from jaxpar.train.state import Recipe, create
-from jaxpar.train.step import make_gradients, make_train_step
+from jaxpar.train.step import make_train_step
 from jaxpar.tree import flatten
 
 T = 16

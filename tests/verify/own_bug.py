@@ -14,9 +14,10 @@ from jaxpar.nn.embed import lookup
 from jaxpar.nn.linear import dense
 from jaxpar.nn.param import fan_in, normal, param
 from jaxpar.optim.optimizer import AdamW
+from jaxpar.partition.collectives import local
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.notes import note
-from jaxpar.partition.sharding import constrain, gather, local
+from jaxpar.partition.sharding import constrain, gather
 
 
 @dataclasses.dataclass(frozen=True)

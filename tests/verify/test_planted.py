@@ -18,7 +18,8 @@ from jaxpar.models import decoder
 from jaxpar.nn import attention, flash_attention, linear, mlp, norm, param
 from jaxpar.nn.context_parallel import KeyBlock
 from jaxpar.optim import optimizer
-from jaxpar.partition.sharding import Collectives, current_context, gather, local
+from jaxpar.partition.collectives import Collectives, local
+from jaxpar.partition.sharding import current_context, gather
 from jaxpar.train import loss, objective
 from jaxpar.verify import Reference, assert_same
 from jaxpar.verify.parts import PARTS, TOKENS
@@ -174,7 +175,7 @@ PLANTED = {
     "a ring off by one block": (
         (Collectives, "permute", off_by_one_block),
         "data=2,ring=4",
-        ("forward", "layers/attn/mixed", 0, None, "context"),
+        ("forward", "layers/attn/mixed", 0, None, "ring"),
     ),
     "a wrong causal offset on one shard": (
         (attention, "FlashAttention", Ahead),

@@ -1,0 +1,92 @@
+"""Sums over the rows of a batch in one fixed order, on any number of devices.
+
+Addition in floating point is not associative, so a sum has the same bits only if it is
+made in the same order. Here it is a binary tree over equal parts of the batch, whose
+lower levels are inside a device if there are fewer devices than parts.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxpar.errors import UserError
+from jaxpar.partition.layout import Layout
+
+Tree = TypeVar("Tree")
+
+
+def check_exact(layout: Layout, parts: int, microbatches: int, rows: int) -> None:
+    """Refuses what cannot give the same bits on another number of devices.
+
+    Raises:
+      UserError: the layout splits more than rows of the batch, or the parts are no
+        power of 2, too few for devices and microbatches, or do not divide the rows.
+    """
+    field, n = f"exact={parts}", layout.n_devices
+    if others := {*layout.sizes} - {"replica", "data"}:
+        raise UserError(
+            f"{field}: layout {layout.spelling} splits sums over {', '.join(others)}, "
+            "in an order of its own; with exact there are data and replica."
+        )
+    if layout.optimizer.embed:
+        raise UserError(
+            f"{field}: layout {layout.spelling} keeps slices of the optimizer's state, "
+            "over which norms are summed in an order of their own; write data=."
+        )
+    if parts & (parts - 1) or parts % (n * microbatches):
+        least = 2 ** math.ceil(math.log2(n * microbatches))
+        raise UserError(
+            f"{field} parts of a batch must be a power of 2 that {n} devices x "
+            f"{microbatches} microbatches divide, such as {least}; layouts and "
+            "microbatches have to be powers of 2, too."
+        )
+    if rows % parts:
+        below = rows - rows % parts
+        raise UserError(
+            f"{field}: batch_size={rows} is not divisible by {parts}; the nearest "
+            f"legal sizes are {below or parts} and {(below or parts) + parts}."
+        )
+
+
+def compiler_options(platform: str) -> dict[str, str]:
+    """What jax.jit is told so that a program has the same bits on one device, too.
+
+    On CPUs the library YNNPACK sums in the order in which the compiler happens to list
+    dimensions, which differs where nothing is partitioned.
+    """
+    reductions = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+    return reductions if platform == "cpu" else {}
+
+
+def sum_of_parts(f: Callable[[Any], Tree], rows: Any, n: int) -> Tree:
+    """The sum of f(part) over n equal parts of rows, one after another, in pairs.
+
+    So that two results of each level of the tree are in memory, not all n.
+    """
+    if n == 1:
+        return f(rows)
+    halves = jax.tree.map(lambda x: x.reshape(2, x.shape[0] // 2, *x.shape[1:]), rows)
+    found = jax.lax.map(lambda half: sum_of_parts(f, half, n // 2), halves)
+    return jax.tree.map(lambda x: x[0] + x[1], found)
+
+
+def sum_over_devices(tree: Tree, axes: tuple[str, ...], n: int) -> Tree:
+    """The sum of n devices' trees, in pairs by their order, on each of them.
+
+    A device adds up one slice and gets the others: it sends 2 (n - 1) / n of the bytes,
+    as little as any all-reduce.
+    """
+
+    def one(x: jax.Array) -> jax.Array:
+        flat = x.reshape(-1)
+        flat = jnp.pad(flat, (0, -flat.size % n)).reshape(n, -1)
+        slices = jax.lax.all_to_all(flat, axes, 0, 0, tiled=True)
+        while len(slices) > 1:
+            slices = slices[0::2] + slices[1::2]
+        whole = jax.lax.all_gather(slices[0], axes, tiled=True)
+        return whole[: x.size].reshape(x.shape)
+
+    return jax.tree.map(one, tree) if n > 1 else tree

@@ -1,0 +1,156 @@
+"""Work of each device on its own rows, whose gradients are reduced once a step.
+
+It runs in a `jax.shard_map` that is manual over the mesh axes that split rows: there
+the compiler sees one device's rows, so it does not reduce a gradient for each
+microbatch or each chunk of the loss. `tensor` stays with the compiler.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxpar.partition.layout import Layout
+from jaxpar.partition.sharding import (
+    AxisNames,
+    WholeRowsNeeded,
+    constrain,
+    current_context,
+    enter,
+)
+
+Gathers = Literal["microbatch", "step"]
+"""How often fsdp brings parameters together: for each microbatch, layer by layer in
+both passes, or all of them once a step."""
+ROWS = ("batch", "seq")
+T = TypeVar("T")
+
+
+def over_row_axes(
+    run: Callable[[tuple[str, ...]], T], layout: Layout, *, per_token: bool
+) -> T:
+    """run(axes) with the mesh axes that split rows, which are to be manual.
+
+    per_token: whether a device may be given a piece of each row. Even then it is not if
+    the model needs whole rows: what splits the sequence stays with the compiler.
+    """
+
+    def axes(*names: str) -> tuple[str, ...]:
+        rules = [getattr(layout.computed, name) for name in names]
+        split_rows = {axis for rule in rules for axis in rule if isinstance(axis, str)}
+        return tuple(a for a, n in layout.mesh_shape if a in split_rows and n > 1)
+
+    if per_token:
+        with contextlib.suppress(WholeRowsNeeded):
+            return run(axes(*ROWS))
+    return run(axes(*ROWS[:1]))
+
+
+def on_own_rows(
+    f: Callable[..., Any],
+    axes: Sequence[str],
+    *,
+    names: Any,
+    batch: dict[str, jax.Array],
+    out_specs: Any,
+    gathers: Gathers = "microbatch",
+) -> Callable[..., Any]:
+    """f(params, batch, keys) on every device, which sees its own rows as the batch.
+
+    axes: the mesh axes that are manual. names: axis names of all parameters. out_specs:
+    as jax.shard_map takes them.
+    """
+
+    def inside(*args):
+        context = current_context()
+        gathered = gathers == "step"
+        with enter(dataclasses.replace(context, manual=tuple(axes), gathered=gathered)):
+            return f(*args)
+
+    rows = {name: ROWS[:1] + ROWS[1:] * (x.ndim - 1) for name, x in batch.items()}
+    return jax.shard_map(
+        inside,
+        in_specs=(
+            specs(names, "stored", axes),
+            specs(rows, "computed", axes),
+            specs(ROWS[:1], "computed", axes),
+        ),
+        out_specs=out_specs,
+        axis_names=set(axes),
+        check_vma=False,
+    )
+
+
+def on_every_device(f: Callable[..., Any]) -> Callable[..., Any]:
+    """f on every device, which each have all that it takes: one program for all."""
+
+    def inside(*args):
+        context = current_context()
+        with enter(dataclasses.replace(context, manual=axes)):
+            return f(*args)
+
+    layout = current_context().layout
+    axes = tuple(layout.sizes) if layout else ()
+    whole = PartitionSpec()
+    return jax.shard_map(
+        inside, in_specs=whole, out_specs=whole, axis_names=set(axes), check_vma=False
+    )
+
+
+def specs(names: Any, which: str, axes: Sequence[str]) -> Any:
+    """How these mesh axes alone split arrays, of a tree of their axis names."""
+    layout = current_context().layout
+
+    def spec(names: AxisNames) -> PartitionSpec:
+        dims = layout.split(names, which) if layout else ()
+        own = [tuple(axis for axis in dim if axis in axes) for dim in dims]
+        return PartitionSpec(*(dim or None for dim in own))
+
+    return jax.tree.map(spec, names, is_leaf=lambda leaf: isinstance(leaf, tuple))
+
+
+def widened(params: Any) -> Any:
+    """Parameters in no less than the type in which their gradients are added up.
+
+    A gradient has its parameter's type, so only thus are sums over uses of a parameter,
+    chunks and microbatches as precise as `precision.reduce` says.
+    """
+    reduce = current_context().precision.reduce
+    return jax.tree.map(lambda w: w.astype(jnp.promote_types(w.dtype, reduce)), params)
+
+
+def gather_once(w: jax.Array, names: AxisNames) -> jax.Array:
+    """A parameter, whole over the manual axes, for the whole step."""
+    for i, axes in enumerate(current_context().manual_dims(names, "stored")):
+        if axes:
+            w = jax.lax.all_gather(w, axes, axis=i, tiled=True)
+    return w
+
+
+def reduce_once(grad: jax.Array, names: AxisNames) -> jax.Array:
+    """The sum of what all devices have added up, in the slices of the optimizer.
+
+    Dimensions that are in slices already, since `fsdp` stores the parameter so, have
+    been reduced over those axes as they came.
+    """
+    context = current_context()
+    have = context.manual_dims(names, "stored")
+    have = ((),) * len(names) if context.gathered else have
+    done: set[str] = set()
+    for i, want in enumerate(context.manual_dims(names, "optimizer")):
+        if want and not have[i]:
+            grad = jax.lax.psum_scatter(grad, want, scatter_dimension=i, tiled=True)
+        done |= {*have[i], *want}
+    rest = tuple(axis for axis in context.manual if axis not in done)
+    grad = jax.lax.psum(grad, rest) if rest else grad
+    return constrain(grad, *names, which="optimizer")
+
+
+def sum_over_rows(tree: Any) -> Any:
+    """The sums over all devices' rows of the scalars of a tree; the rest stays."""
+    axes = current_context().manual
+    return jax.tree.map(lambda x: x if x.ndim else jax.lax.psum(x, axes), tree)

@@ -1,0 +1,137 @@
+"""Gradients of a batch: added up over microbatches, then once over all devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Int
+
+from jaxpar.nn.stack import LAYERS
+from jaxpar.partition import own_rows
+from jaxpar.partition.layout import Placed
+from jaxpar.partition.own_rows import ROWS, Gathers
+from jaxpar.partition.sharding import constrain, use_layout
+from jaxpar.train.objective import Batch, Sums, sums_of
+from jaxpar.train.state import Recipe
+
+Gradients = Callable[[Any, Batch, Any], tuple[Any, Sums]]
+"""(params, batch, keys of rows or the step) -> gradients of the summed loss, Sums."""
+
+
+def make_gradients(
+    recipe: Recipe,
+    placed: Placed,
+    *,
+    microbatches: int = 1,
+    fsdp_gathers: Gathers = "microbatch",
+    seed: int = 0,
+) -> Gradients:
+    """A function (params, batch, step) -> (gradients of the summed loss, Sums).
+
+    Gradients are in no less than `precision.reduce`, in the slices that the optimizer
+    keeps. microbatches: parts of the batch whose gradients are accumulated one after
+    another. fsdp_gathers: see Experiment.
+    """
+    accumulated = _accumulated(loss_gradients(recipe), microbatches)
+    names: Any = recipe.anatomy.names
+
+    def by_name(f: Callable[[Any, Any], Any], params: Any) -> Any:
+        return jax.tree.map(f, params, names)
+
+    def on_own_rows(params, batch, keys):
+        params = own_rows.widened(params)
+        if fsdp_gathers == "step":
+            params = by_name(own_rows.gather_once, params)
+        grads, sums = accumulated(params, batch, keys)
+        return by_name(own_rows.reduce_once, grads), own_rows.sum_over_rows(sums)
+
+    def over_devices(axes: tuple[str, ...], *args: Any) -> tuple[Any, Sums]:
+        if not axes:
+            params, *rows = args
+            return accumulated(own_rows.widened(params), *rows)
+        scalar: Any = PartitionSpec()
+
+        def run(metrics: Any) -> tuple[Any, Sums]:
+            grads = own_rows.specs(names, "optimizer", axes)
+            over_rows = own_rows.on_own_rows(
+                on_own_rows, axes, names=names, batch=args[1], gathers=fsdp_gathers,
+                out_specs=(grads, Sums(scalar, scalar, metrics)),
+            )  # fmt: skip
+            return over_rows(*args)
+
+        # Metrics are known once they are traced; what `verify` notes is no scalar.
+        _, sums = jax.eval_shape(lambda: run(scalar))
+        return run(own_rows.specs(_axes_of_notes(sums.metrics), "computed", axes))
+
+    def in_layout(params: Any, batch: Batch, step: Int[Array, ""]) -> tuple[Any, Sums]:
+        with use_layout(placed, recipe.precision):
+            batch = {
+                name: constrain(x, "batch", *("seq",) * (x.ndim - 1))
+                for name, x in batch.items()
+            }
+            keys = row_keys(seed, step, jax.tree.leaves(batch)[0].shape[0])
+            return own_rows.over_row_axes(
+                lambda axes: over_devices(axes, params, batch, keys),
+                placed.layout,
+                per_token=recipe.per_token,
+            )
+
+    return in_layout
+
+
+def row_keys(seed: int, step: Int[Array, ""], rows: int) -> jax.Array:
+    """A random key for each row of the global batch [B], from seed, step and row."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
+
+
+def loss_gradients(recipe: Recipe) -> Gradients:
+    """Of one microbatch. Traced once, although a scan needs its output shapes first."""
+    anatomy = recipe.anatomy
+
+    def gradients(params, batch, keys):
+        def loss(params):
+            model = recipe.merge(anatomy, params)
+            sums = sums_of(recipe.objective, model, batch, keys)
+            return sums.loss, sums
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    return jax.jit(gradients, inline=True)
+
+
+def _accumulated(gradients: Gradients, microbatches: int) -> Gradients:
+    """The same of several microbatches, one after another."""
+    if microbatches == 1:
+        return gradients
+
+    def strided(x):
+        # Row i goes to microbatch i % M, so that each device splits the rows that it
+        # has, and sends none to another.
+        x = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:])
+        return jnp.moveaxis(x, 1, 0)
+
+    def accumulated(params, batch, keys):
+        def accumulate(total, microbatch):
+            found = gradients(params, *microbatch)
+            return jax.tree.map(jnp.add, total, found), None
+
+        parts = jax.tree.map(strided, (batch, keys))
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(gradients, params, *first)
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(accumulate, zero, parts)[0]
+
+    return accumulated
+
+
+def _axes_of_notes(metrics: dict[str, Any]) -> dict[str, tuple[str | None, ...]]:
+    """The axes of metrics that are no scalars: notes on rows, stacked by layers."""
+
+    def axes(name: str, ndim: int) -> tuple[str | None, ...]:
+        known = (None, *ROWS) if LAYERS in name else ROWS
+        return (*known, *(None,) * ndim)[:ndim]
+
+    return {name: axes(name, x.ndim) for name, x in metrics.items()}
