@@ -22,7 +22,9 @@ from jaxpar.nn.norm import LayerNorm, NoNorm, RMSNorm
 from jaxpar.nn.score_bias import Alibi, NoScoreBias
 from jaxpar.optim.optimizer import AdamW, Muon, OptimConfig
 from jaxpar.partition.auto_layout import AnyLayout, AutoLayout
+from jaxpar.partition.fixed_order import check_exact
 from jaxpar.partition.layout import Layout
+from jaxpar.partition.own_rows import Gathers
 from jaxpar.partition.precision import Precision
 from jaxpar.train.converge import Converged, Never, StopRule
 from jaxpar.train.nonfinite import OnNonfinite
@@ -63,6 +65,14 @@ class Experiment(abc.ABC):
     """Where all randomness starts: initial weights, order of rows, dropout."""
     microbatches: int = free(1)
     """Parts of a batch that go through the model one after another."""
+    fsdp_gathers: Gathers = free("microbatch")
+    """How often fsdp brings parameters together: microbatch (layer by layer, in both
+    passes of each one), or step (once, all of them: for M microbatches it sends 1/M as
+    much or less, and every device holds whole parameters and gradients)."""
+    exact: int = added(0)
+    """Parts of a batch, a power of 2, whose sums are added up in one fixed order: a run
+    has the same bits on any number of devices that divides it, with layouts of data and
+    replica alone; 0: in the order that is fastest."""
     eval_every: int = 250
     """Steps between evaluations of the whole held-out set."""
     save_every: int = free(500)
@@ -96,6 +106,12 @@ class Experiment(abc.ABC):
         """What a step needs to know; `model` must be a model by now."""
         return Recipe(self.model, self.objective, self.optim, self.precision)
 
+    @property
+    def accumulation(self) -> Any:
+        """How a batch's gradients are added up: arguments of a step's makers."""
+        names = ("microbatches", "fsdp_gathers", "exact")
+        return {name: getattr(self, name) for name in names}
+
     def check_layout(self, layout: Layout) -> None:
         """Refuses a layout that cannot split the rows or the batch.
 
@@ -112,6 +128,8 @@ class Experiment(abc.ABC):
                 f"layout {layout.spelling} x {self.microbatches} microbatches; "
                 f"the nearest legal sizes are {near} and {near + divisor}."
             )
+        if self.exact:
+            check_exact(layout, self.exact, self.microbatches, rows)
 
     def _check_choices(self) -> None:
         if not 0 <= self.seed < SEEDS:
@@ -120,6 +138,12 @@ class Experiment(abc.ABC):
             )
         if self.check_replicas < 0:
             raise UserError(f"check_replicas={self.check_replicas}: 0 (never) or more.")
+        if self.fsdp_gathers not in get_args(Gathers):
+            raise UserError(
+                f'fsdp_gathers={self.fsdp_gathers!r}: "microbatch" or "step".'
+            )
+        if self.exact < 0:
+            raise UserError(f"exact={self.exact}: 0 (off) or a power of 2.")
         if self.on_nonfinite not in ("stop", "skip"):
             raise UserError(f'on_nonfinite={self.on_nonfinite!r}: "stop" or "skip".')
         if self.on_save_error not in get_args(OnSaveError):

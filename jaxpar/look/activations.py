@@ -46,7 +46,7 @@ def activation_bytes(experiment: Experiment) -> int:
         for name, x in experiment.objective.row(window).items()
     }
     args = recipe.anatomy.shapes, batch, jax.ShapeDtypeStruct((), np.int32)
-    gradients = make_gradients(recipe, placed, microbatches=experiment.microbatches)
+    gradients = make_gradients(recipe, placed, **experiment.accumulation)
     jaxpr = jax.make_jaxpr(gradients)(*args).jaxpr
     names: Any = recipe.anatomy.names
     names = jax.tree.leaves(names, is_leaf=lambda leaf: isinstance(leaf, tuple))
@@ -86,10 +86,19 @@ def _equation(
     """How its results are split, and the bytes that live inside it beside them."""
     name, inner = eqn.primitive.name, list(inner_jaxprs(eqn.params))
     if name == "shard_map":
+        # Shapes inside are those of pieces, which the other axes may split further.
+        left = {a: n for a, n in sizes.items() if a not in eqn.params["manual_axes"]}
+        pieces = [
+            tuple(tuple(a for a in dim if a in left or dim == ANY) for dim in dims)
+            for dims in ins
+        ]
+        found, most = _walk(inner[0], pieces, left)
         specs = zip(eqn.params["out_specs"], eqn.outvars, strict=True)
-        whole = [_of(var, {}) for var in inner[0].invars]
-        # Shapes inside are those of pieces, which nothing splits further.
-        return [_dims(*each) for each in specs], _walk(inner[0], whole, {})[1]
+        whole = zip([_dims(*each) for each in specs], found, strict=True)
+        return [
+            tuple(a if b == ANY else (*a, *b) for a, b in zip(*dims, strict=True))
+            for dims in whole
+        ], most
     if name == "scan":
         carry = carry_of(eqn)
         n = carry.stop - carry.start

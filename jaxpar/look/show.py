@@ -12,6 +12,7 @@ from jaxpar.experiment import Experiment, Finetune
 from jaxpar.look.activations import activation_bytes
 from jaxpar.models.describe import describe
 from jaxpar.partition.layout import DATA_WORDS, Layout, as_layout
+from jaxpar.partition.precision import in_its_types
 from jaxpar.run.directory import RunDir
 from jaxpar.run.placing import layout_for
 from jaxpar.tables import Cells, Grid, Report, size_of
@@ -157,6 +158,7 @@ class Table(Report):
         }
 
 
+@in_its_types
 def show(
     experiment: Experiment,
     layout: Layout | str | None = None,

@@ -224,7 +224,9 @@ class Placed:
 
     @property
     def platform(self) -> str:
-        """What the devices are: cpu, gpu or tpu."""
+        """What the devices are: cpu, gpu or tpu; "" of a mesh without devices."""
+        if isinstance(self.mesh, AbstractMesh):
+            return ""
         platform = self.mesh.devices.flat[0].platform
         return "gpu" if platform in ("cuda", "rocm") else platform
 

@@ -31,6 +31,7 @@ from jaxpar.train.events import Decide, Evaluate, Log, require_watched
 from jaxpar.train.loop import Event, History, fit
 from jaxpar.train.objective import is_own
 from jaxpar.train.replica_check import CheckReplicas
+from jaxpar.train.scoring import most_in_flight
 from jaxpar.train.spikes import GoBack, Skipping, Spikes, in_turn, pairs
 from jaxpar.train.state import TrainState
 from jaxpar.train.step import Metrics, make_eval_step, make_forward, make_train_step
@@ -66,9 +67,10 @@ def make_steps(session: Session) -> Steps:
     experiment, placed = session.experiment, session.placed
     recipe = experiment.recipe()
     train = make_train_step(
-        recipe, placed, microbatches=experiment.microbatches, seed=experiment.seed
+        recipe, placed, seed=experiment.seed, **experiment.accumulation
     )
-    return Steps(session.time.timed(train), make_eval_step(recipe, placed))
+    evaluate = make_eval_step(recipe, placed, exact=experiment.exact)
+    return Steps(session.time.timed(train), evaluate)
 
 
 def fit_run(
@@ -215,6 +217,7 @@ def _evaluation(
         schedule=experiment.optim.schedule,
         n_bytes=session.prepared.heldout.n_bytes,
         objective=type(experiment.objective).__name__,
+        in_flight=most_in_flight(session.placed),
     )
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Int
 
 from jaxpar.nn.stack import LAYERS
 from jaxpar.partition import own_rows
+from jaxpar.partition.fixed_order import sum_of_parts, sum_over_devices
 from jaxpar.partition.layout import Placed
 from jaxpar.partition.own_rows import ROWS, Gathers
 from jaxpar.partition.sharding import constrain, use_layout
@@ -18,6 +19,8 @@ from jaxpar.train.state import Recipe
 
 Gradients = Callable[[Any, Batch, Any], tuple[Any, Sums]]
 """(params, batch, keys of rows or the step) -> gradients of the summed loss, Sums."""
+OnRows = Callable[[Any, Batch, Any], Any]
+"""(params, rows of a batch, their keys or None) -> sums over the rows, as a tree."""
 
 
 def make_gradients(
@@ -26,14 +29,17 @@ def make_gradients(
     *,
     microbatches: int = 1,
     fsdp_gathers: Gathers = "microbatch",
+    exact: int = 0,
     seed: int = 0,
 ) -> Gradients:
     """A function (params, batch, step) -> (gradients of the summed loss, Sums).
 
     Gradients are in no less than `precision.reduce`, in the slices that the optimizer
     keeps. microbatches: parts of the batch whose gradients are accumulated one after
-    another. fsdp_gathers: see Experiment.
+    another. fsdp_gathers, exact: see Experiment.
     """
+    if exact:
+        return _exact_gradients(recipe, placed, exact=exact, seed=seed)
     accumulated = _accumulated(loss_gradients(recipe), microbatches)
     names: Any = recipe.anatomy.names
 
@@ -79,6 +85,47 @@ def make_gradients(
             )
 
     return in_layout
+
+
+def _exact_gradients(
+    recipe: Recipe, placed: Placed, *, exact: int, seed: int
+) -> Gradients:
+    """Gradients over so many parts of the batch, with the same bits on any devices."""
+    run = over_parts(loss_gradients(recipe), recipe, placed, parts=exact)
+
+    def in_layout(params: Any, batch: Batch, step: Int[Array, ""]) -> tuple[Any, Sums]:
+        with use_layout(placed, recipe.precision):
+            keys = row_keys(seed, step, jax.tree.leaves(batch)[0].shape[0])
+            return run(own_rows.widened(params), batch, keys)
+
+    return in_layout
+
+
+def over_parts(f: OnRows, recipe: Recipe, placed: Placed, *, parts: int) -> OnRows:
+    """f of all rows, added up in one order over so many parts of the batch.
+
+    Every part runs alone, so that it is computed in the same way whatever else its
+    device computes.
+    """
+    axes, n = tuple(placed.layout.sizes), placed.layout.n_devices
+
+    def on_own_rows(params, batch, keys):
+        def part(rows):
+            # What is fused across the borders of a part depends on their number.
+            rows = jax.lax.optimization_barrier(rows)
+            return jax.lax.optimization_barrier(f(params, *rows))
+
+        found = sum_of_parts(part, (batch, keys), parts // n)
+        return sum_over_devices(found, axes, n)
+
+    def run(params, batch, keys):
+        over_devices = own_rows.on_own_rows(
+            on_own_rows, axes, names=recipe.anatomy.names, batch=batch,
+            out_specs=PartitionSpec(),
+        )  # fmt: skip
+        return over_devices(params, batch, keys)
+
+    return run
 
 
 def row_keys(seed: int, step: Int[Array, ""], rows: int) -> jax.Array:

@@ -15,8 +15,7 @@ from jaxpar.partition.fixed_order import compiler_options
 from jaxpar.partition.layout import Placed
 from jaxpar.partition.own_rows import Gathers
 from jaxpar.partition.sharding import use_layout
-from jaxpar.train.exact_steps import make_exact_step, over_parts
-from jaxpar.train.gradients import make_gradients
+from jaxpar.train.gradients import make_gradients, over_parts
 from jaxpar.train.nonfinite import find_nonfinite, keep_where
 from jaxpar.train.objective import Batch, Sums, is_own, sums_of
 from jaxpar.train.state import Recipe, TrainState
@@ -71,7 +70,7 @@ def make_train_step(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target), None
     update = make_update(optimizer)
     if exact:
-        program = make_exact_step(
+        program = _exact_step(
             recipe, placed, update, exact=exact, seed=seed, out_shardings=shardings
         )
         return TrainStep(program, optimizer.schedule)
@@ -86,6 +85,42 @@ def make_train_step(
 
     program = jax.jit(step, donate_argnums=0, out_shardings=shardings)
     return TrainStep(program, optimizer.schedule)
+
+
+def _exact_step(
+    recipe: Recipe,
+    placed: Placed,
+    update: Callable[..., Any],
+    *,
+    exact: int,
+    seed: int,
+    out_shardings: Any,
+) -> Callable[[Any, Batch, jax.Array], Any]:
+    """A function (state, batch, rate) -> what update(state, gradients, rate) returns.
+
+    Two programs: fused with the last sums of gradients, an update would have other bits
+    on one device. Every device makes the whole update.
+    """
+    options = compiler_options(placed.platform)
+    gradients = jax.jit(
+        make_gradients(recipe, placed, exact=exact, seed=seed),
+        out_shardings=placed.replicated,
+        compiler_options=options,
+    )
+
+    def on_every_device(*args):
+        with use_layout(placed, recipe.precision):
+            return own_rows.on_every_device(update)(*args)
+
+    apply = jax.jit(
+        on_every_device,
+        donate_argnums=0,
+        out_shardings=out_shardings,
+        compiler_options=options,
+    )
+    return lambda state, batch, rate: apply(
+        state, gradients(state.params, batch, state.step), rate
+    )
 
 
 def make_update(optimizer: Optimizer) -> Callable[..., tuple[TrainState, Metrics]]:

@@ -113,8 +113,8 @@ class Computed:
         function = make_gradients(
             recipe,
             self.placed,
-            microbatches=experiment.microbatches,
             seed=experiment.seed,
+            **experiment.accumulation,
         )
         jitted = jax.jit(function, out_shardings=(_shardings(target), None))
         return CompiledAhead(jitted, target, self.batch, STEP)
@@ -181,7 +181,7 @@ class Computed:
     @once
     def evaluation_program(self) -> CompiledAhead:
         """(params, batch) -> sums, without dropout."""
-        step = make_eval_step(self.recipe, self.placed)
+        step = make_eval_step(self.recipe, self.placed, exact=self.experiment.exact)
         return CompiledAhead(step, self.target.params, self.batch)
 
     @once
