@@ -15,7 +15,7 @@ from flax import nnx
 from jaxpar import AdamW, Bytes, Layout, Pretrain, Text
 from jaxpar.models.base import Aux, ModelConfig
 from jaxpar.nn.embed import lookup
-from jaxpar.nn.linear import dense
+from jaxpar.nn.linear import dense, dense_logits
 from jaxpar.nn.norm import RMSNorm
 from jaxpar.nn.param import fan_in, normal, param
 from jaxpar.nn.sequence import as_stored, in_order
@@ -86,7 +86,7 @@ class Recurrent(nnx.Module):
         return x, Aux()
 
     def unembed(self, x):
-        return wide(dense("BTD,DV->BTV", x, self.w_out))
+        return dense_logits("BTD,DV->BTV", x, self.w_out)
 
 
 experiment = Pretrain(

@@ -5,18 +5,19 @@ from typing import Any
 
 from jaxpar.checkpoint.verified import Check
 from jaxpar.data.loader import eval_batches
-from jaxpar.data.same_data import require_same_data
+from jaxpar.data.same_data import prepare_together, require_same_data
 from jaxpar.data.source import score
 from jaxpar.data.windows import Windows
-from jaxpar.partition import cluster
+from jaxpar.partition.fixed_order import parts_on
 from jaxpar.partition.layout import Layout
 from jaxpar.run.directory import Step
-from jaxpar.run.opening import OpenRun, open_run
+from jaxpar.run.opening import OpenRun, in_types_of_run, open_run
 from jaxpar.sources.patterns import EXPERIMENT_FOLDER
-from jaxpar.train.scoring import per_token_and_byte, total_loss
+from jaxpar.train.scoring import most_in_flight, per_token_and_byte, total_loss
 from jaxpar.train.step import make_eval_step
 
 
+@in_types_of_run
 def main(
     run: str | Path,
     *,
@@ -44,17 +45,22 @@ def main(
         run, step=step, layout=layout, devices=devices, classes=classes, check=check
     )
     experiment, placed = opened.experiment, opened.placed
-    windows = cluster.first_then_others(lambda: _windows(opened, source, text_field))
+    windows = prepare_together(lambda: _windows(opened, source, text_field))
     # The last batch is filled up with rows of weight 0, so any layout serves.
     pieces = placed.layout.batch_divisor
+    rows = -(-experiment.data.batch_size // pieces) * pieces
     batches = eval_batches(
         windows,
         experiment.objective.row,
-        batch_size=-(-experiment.data.batch_size // pieces) * pieces,
+        batch_size=rows,
         placed=placed,
         vocab_size=experiment.model.vocab_size,
     )
-    totals = total_loss(make_eval_step(opened.recipe, placed), opened.params, batches)
+    parts = parts_on(placed.layout, experiment.exact, rows)
+    eval_step = make_eval_step(opened.recipe, placed, exact=parts)
+    totals = total_loss(
+        eval_step, opened.params, batches, in_flight=most_in_flight(placed)
+    )
     return {
         "step": opened.step,
         "windows": len(windows),

@@ -1,249 +1,206 @@
 """What does a training step send, and what would it have to send at least?
 
-Counts the collectives in the compiled program, scans times their trips, and puts the
-bytes that each device sends beside what the layout cannot do without.
+Counts the collectives of the compiled program, scans times their trips, and puts the
+bytes that each device sends beside what the layout cannot do without (least_bytes.py).
 
-    python experiments/bench/collectives.py fsdp=8 data=4,tensor=2+sp data=2,ring=4
+    python -m experiments.bench.collectives fsdp=8 data=4,tensor=2+sp data=2,ring=4
+    python -m experiments.bench.collectives --dtype float32,bfloat16 --chunks 1,4 \\
+        --microbatches 1,4                     # a table, of all layouts below
+    python -m experiments.bench.collectives --target h100 --experiment llama_7b \\
+        --dtype bfloat16 --chunks 8 fsdp=16,tensor=2
+
+The compiler for CPUs widens what is sent in bfloat16, which no other does; float16 it
+leaves alone. So there float16 stands in for bfloat16: as many bytes, the same step.
 """
 
+import argparse
 import collections
 import dataclasses
+import importlib
+import itertools
 import math
-import re
-import sys
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from experiments.bench import program_text
+from experiments.bench.least_bytes import least
+from experiments.bench.program_text import Collective
+from jaxpar.experiment import Experiment
 from jaxpar.models import sizes
 from jaxpar.nn.norm import RMSNorm
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.devices import simulate_devices
 from jaxpar.partition.layout import Layout, Placed
+from jaxpar.partition.precision import Precision
 from jaxpar.train.objective import CausalLM
 from jaxpar.train.state import Recipe
 from jaxpar.train.step import make_train_step
 
-B, T = 32, 64
+T = 64
 MODEL = sizes.llama(
-    vocab_size=512, n_layers=8, d_embed=256, n_heads=8, n_kv_heads=8, d_mlp=768,
+    vocab_size=2048, n_layers=8, d_embed=256, n_heads=8, n_kv_heads=8, d_mlp=768,
     max_positions=T, qk_norm=RMSNorm(), tied=True,
 )  # fmt: skip
-BYTES = {"f32": 4, "bf16": 2, "f64": 8, "s32": 4, "u32": 4, "pred": 1, "f16": 2}
-KINDS = (
-    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"
+LAYOUTS = (
+    "data=8", "zero1=8", "fsdp=8", "replica=2,data=4", "replica=2,fsdp=4",
+    "data=4,tensor=2", "data=4,tensor=2+sp", "fsdp=4,tensor=2", "data=2,ring=4",
+    "data=2,context=4", "data=2,ulysses=4", "fsdp=2,ring=4", "tensor=8",
 )  # fmt: skip
+TARGETS = ("cpu", "h100")
 
 
 @dataclasses.dataclass(frozen=True)
-class Collective:
-    """One collective of a program: how often it runs, and its bytes each time."""
+class Case:
+    """A step whose bytes are counted."""
 
-    kind: str
-    axes: tuple[str, ...]
-    bytes: int
-    times: int
-    where: str
+    layout: str
+    dtype: str = "float32"
+    """Type of the computation."""
+    chunks: int = 1
+    """Pieces of a device's part of each row, scored one after another."""
+    microbatches: int = 1
+    params: str = "float32"
+    """Type of the parameters."""
+    target: str = "cpu"
+    """What it is compiled for: one of TARGETS."""
+    experiment: str = ""
+    """The module in experiments/ whose model and length of rows it has; else MODEL."""
+
+    @property
+    def parsed(self) -> Layout:
+        """The layout as a value."""
+        return Layout.parse(self.layout)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows of a step, and their length."""
+        if self.experiment:
+            rows = 4 * self.parsed.batch_divisor * self.microbatches
+            return rows, self._experiment.data.seq_len
+        return 32, T
+
+    @property
+    def recipe(self) -> Recipe:
+        """The model with AdamW, in the types that its compiler is given."""
+        (axes,) = self.parsed.split(("seq",), "computed")
+        part = self.shape[1] // math.prod(self.parsed.sizes[axis] for axis in axes)
+        stand_in = {"bfloat16": "float16"} if self.target == "cpu" else {}
+        params, compute = (stand_in.get(t, t) for t in (self.params, self.dtype))
+        return Recipe(
+            self._experiment.model if self.experiment else MODEL,
+            CausalLM(chunk=part // self.chunks),
+            AdamW(1e-3, warmup_steps=1, decay_steps=9),
+            Precision(params=params, compute=compute),
+        )
+
+    @property
+    def _experiment(self) -> Experiment:
+        return importlib.import_module(f"experiments.{self.experiment}").experiment
 
 
-def compiled(text: str) -> tuple[str, Placed]:
-    """The program of a step on a layout, and where it would run."""
-    layout = Layout.parse(text)
-    placed = layout.on(jax.devices()[: layout.n_devices])
-    recipe = Recipe(MODEL, CausalLM(), AdamW(1e-3, warmup_steps=1, decay_steps=9))
-    field = jax.ShapeDtypeStruct(
-        (B, T), jnp.int32, sharding=placed.sharding(("batch", "seq"))
-    )
-    weights = jax.ShapeDtypeStruct((B, T), jnp.float32, sharding=field.sharding)
+def placed_for(layout: Layout, target: str) -> Placed:
+    """The layout on simulated CPU devices, or on H100s that need not be there."""
+    if target == "cpu":
+        return layout.on(jax.devices()[: layout.n_devices])
+    from experiments.bench.targets import CUDA_MISSING, h100s, has_cuda
+
+    if not has_cuda():
+        raise SystemExit(f"--target {target} {CUDA_MISSING}.")
+    return layout.on(h100s(layout.n_devices))
+
+
+def step_text(case: Case, placed: Placed) -> str:
+    """The program of a training step."""
+    rows = placed.sharding(("batch", "seq"))
+    field = jax.ShapeDtypeStruct(case.shape, jnp.int32, sharding=rows)
+    weights = jax.ShapeDtypeStruct(case.shape, jnp.float32, sharding=rows)
     names = ("tokens", "targets", "positions", "segments")
     batch = {**dict.fromkeys(names, field), "weights": weights}
-    step = make_train_step(recipe, placed)
-    return step.lower(recipe.target(placed), batch).compile().as_text(), placed
+    step = make_train_step(case.recipe, placed, microbatches=case.microbatches)
+    lowered = step.lower(case.recipe.target(placed), batch)
+    # How well a CPU's code is made changes nothing about what is sent.
+    options = {"xla_backend_optimization_level": 0} if case.target == "cpu" else None
+    return lowered.compile(compiler_options=options).as_text()
 
 
-def computations(program: str) -> dict[str, list[str]]:
-    """The lines of each named computation."""
-    found: dict[str, list[str]] = {}
-    name = ""
-    for line in program.splitlines():
-        if head := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-            name = head[1]
-            found[name] = []
-        elif name:
-            found[name].append(line)
-    return found
+def count(case: Case) -> tuple[list[Collective], dict[str, float]]:
+    """The collectives of a case, and the least that it must send."""
+    placed = placed_for(case.parsed, case.target)
+    found = program_text.collectives(step_text(case, placed), case.parsed.sizes)
+    return found, least(case.recipe, case.parsed, *case.shape, case.microbatches)
 
 
-def trips(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
-    """How often each computation runs in one run of the entry."""
-    times: dict[str, int] = collections.Counter()
-
-    def visit(name: str, n: int) -> None:
-        times[name] += n
-        for line in bodies.get(name, ()):
-            known = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-            each = int(known[1]) if known and " while(" in line else 1
-            for callee in re.findall(
-                r"(?:body|to_apply|calls|computation)=%?([\w.\-]+)", line
-            ):
-                visit(callee, n * each)
-            if branches := re.search(r"branch_computations=\{([^}]*)\}", line):
-                for callee in branches[1].split(","):
-                    visit(callee.strip().lstrip("%"), n)
-
-    visit(entry, 1)
-    return times
+def report(case: Case, *, verbose: bool = False) -> float:
+    """Prints the collectives of a case; how many times the least it sends."""
+    found, need = count(case)
+    print(f"\n{case.layout}: {case.dtype}, parameters {case.params}, {case.chunks} "
+          f"chunks, {case.microbatches} microbatches, for {case.target}")  # fmt: skip
+    return print_counts(found, need, verbose=verbose)
 
 
-def groups_of(line: str, n_devices: int) -> np.ndarray | None:
-    """The device groups [groups, members] of a collective; None of a permutation."""
-    if listed := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line):
-        rows = re.findall(r"\{([\d,]+)\}", listed[1])
-        return np.array([[int(i) for i in row.split(",")] for row in rows])
-    if named := re.search(
-        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}", line
-    ):
-        mesh = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
-        over = [list(mesh).index(axis) for axis in re.findall(r"'(\w+)'", named[3])]
-        ids = _iota(named[2]) if named[2] else np.arange(n_devices)
-        ids = ids.reshape([int(size) for size in mesh.values()])
-        moved = np.moveaxis(ids, over, range(-len(over), 0))
-        return moved.reshape(-1, math.prod(ids.shape[i] for i in over))
-    iota = re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", line)
-    if not iota:
-        return None
-    return _iota(iota[2]).reshape([int(i) for i in iota[1].split(",")])
+def print_counts(
+    found: Sequence[Collective], need: dict[str, float], *, verbose: bool = False
+) -> float:
+    """Prints what is sent by axes, kind and type; how many times the least it is."""
+    for each in found if verbose else ():
+        print(f"  {each.times:4} x {each.sent:12,.0f} {each.dtype:5}{each.kind:18} "
+              f"{'+'.join(each.axes):14} {each.where[-90:]}")  # fmt: skip
+    print(f"{'axes':18}{'kind':20}{'type':6}{'count':>6}{'MB sent':>12}")
+    sent: dict[bool, float] = collections.defaultdict(float)
+    for (axes, kind, dtype), (times, size) in program_text.totals(found).items():
+        print(f"{axes:18}{kind:20}{dtype:6}{times:6}{size / 1e6:12.3f}")
+        sent[axes == "tensor"] += size
+    for name, size in need.items():
+        if size:
+            print(f"at least {size / 1e6:.3f} MB for {name}")
+    if need["tensor"]:
+        print(f"over tensor alone: {sent[True] / need['tensor']:.3f}")
+    total, floor = sum(sent.values()), sum(need.values())
+    ratio = total / floor
+    print(f"sent {total / 1e6:.3f} MB, at least {floor / 1e6:.3f} MB: {ratio:.3f}")
+    return ratio
 
 
-def _iota(text: str) -> np.ndarray:
-    """Device numbers as XLA writes them: "[4,2]T(1,0)" counts, then transposes."""
-    dims, _, turned = text.partition("T")
-    shape = [int(i) for i in re.findall(r"\d+", dims)]
-    ids = np.arange(math.prod(shape)).reshape(shape)
-    order = [int(i) for i in re.findall(r"\d+", turned)]
-    return ids.transpose(order) if order else ids
-
-
-def axes_of(line: str, placed: Placed) -> tuple[str, ...]:
-    """The mesh axes that a collective runs over."""
-    shape = tuple(placed.layout.sizes.values())
-    groups = groups_of(line, math.prod(shape))
-    if groups is None:
-        pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", line)
-        listed = re.findall(r"\{([\d,]+)", pairs[1]) if pairs else []
-        everyone = np.arange(math.prod(shape))[None]
-        groups = np.array([[int(i) for i in pair.split(",")] for pair in listed])
-        groups = groups if listed else everyone
-    places = np.array(np.unravel_index(groups, shape))
-    varies = (places != places[:, :, :1]).any(axis=(1, 2))
-    return tuple(a for a, v in zip(placed.layout.sizes, varies, strict=True) if v)
-
-
-def sent(kind: str, size: int, n: int) -> float:
-    """Bytes that each of n devices sends, `size` being those of the larger side."""
-    return {"all-reduce": 2 * size * (n - 1) / n, "collective-permute": size}.get(
-        kind, size * (n - 1) / n
-    )
-
-
-def collectives(program: str, placed: Placed) -> list[Collective]:
-    bodies = computations(program)
-    entry = re.search(r"ENTRY %?([\w.\-]+)", program)
-    assert entry
-    times = trips(bodies, entry[1])
-    found = []
-    for name, lines in bodies.items():
-        for line in lines:
-            op = re.search(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
-            if not op or not times[name]:
-                continue
-            whole = line.split("metadata=")[0].split("replica_groups")[0]
-            shapes = re.findall(r"(\w+)\[([\d,]*)\]", op[1])
-            total = sum(
-                BYTES.get(kind, 4) * math.prod(int(i) for i in dims.split(",") if i)
-                for kind, dims in shapes
-            )
-            axes = axes_of(line, placed)
-            n = math.prod(placed.layout.sizes[axis] for axis in axes)
-            if op[2] == "reduce-scatter":
-                total *= n
-            source = re.search(r'op_name="([^"]*)"', line)
-            where = source[1] if source else whole[:40]
-            found.append(
-                Collective(
-                    op[2], axes, round(sent(op[2], total, n)), times[name], where
-                )
-            )
-    return found
-
-
-def least(placed: Placed) -> dict[tuple[str, ...], float]:
-    """Bytes that each device cannot help sending, by mesh axes; small ones left out."""
-    layout, D, L = placed.layout, MODEL.d_embed, MODEL.n_layers
-    sizes_ = layout.sizes
-    data, context = sizes_.get("data", 1), sizes_.get("context", 1)
-    tensor = sizes_.get("tensor", 1)
-    params = 4 * sum(
-        math.prod(leaf.shape)
-        for leaf in jax.tree.leaves(
-            Recipe(MODEL, CausalLM(), AdamW(1e-3, warmup_steps=1, decay_steps=9))
-            .anatomy
-            .shapes
-        )
-    ) / tensor  # fmt: skip
-    need: dict[tuple[str, ...], float] = collections.Counter()
-    ways = data * context
-    batch = tuple(a for a in ("data", "context") if a in sizes_)
-    if ways > 1:
-        once = params * (ways - 1) / ways
-        # Reduced and gathered again in both passes, or reduced and spread.
-        need[batch] += 3 * once if "fsdp" in layout.spelling else 2 * once
-    rows = 4 * B * T * D / ways
-    if tensor > 1:
-        # Two blocks a layer: in and out forward, the same backward, and once more in
-        # for the gradient of the weights where the sequence is split between blocks.
-        passes = 5 if "+sp" in layout.spelling else 4
-        each = rows * (tensor - 1) / tensor
-        need[("tensor",)] += 2 * L * passes * each
-    keys = 2 * rows / tensor
-    if layout.attention == "ring":
-        need[("context",)] += L * keys * (2 * (context - 1) + context)
-    elif layout.attention == "context":
-        need[("context",)] += L * keys * 2 * (context - 1)
-    elif layout.attention == "ulysses":
-        # Queries, keys and values there, the result back; the same backward.
-        need[("context",)] += L * 2 * (2 * keys) * (context - 1) / context
-    return need
-
-
-def report(text: str) -> float:
-    """Prints the table of a layout; how many times the least it sends."""
-    program, placed = compiled(text)
-    table: dict[tuple, list[float]] = collections.defaultdict(lambda: [0, 0])
-    for each in collectives(program, placed):
-        row = table[(each.axes, each.kind)]
-        row[0] += each.times
-        row[1] += each.times * each.bytes
-        if "-v" in sys.argv:
-            print(f"  {each.times:4} x {each.bytes:10,} {each.kind:18} "
-                  f"{'+'.join(each.axes):14} {each.where[-90:]}")  # fmt: skip
-    print(f"\n{text}")
-    print(f"{'axes':16}{'kind':20}{'count':>7}{'MB sent':>10}")
-    for (axes, kind), (count, size) in sorted(table.items()):
-        print(f"{'+'.join(axes):16}{kind:20}{count:7}{size / 1e6:10.3f}")
-    need = sum(least(placed).values())
-    total = sum(size for _, size in table.values())
-    print(
-        f"sent {total / 1e6:.3f} MB, at least {need / 1e6:.3f} MB: {total / need:.2f}"
-    )
-    return total / need
+def print_table(ratios: dict[Case, float]) -> None:
+    """The ratios, a layout in each row."""
+    cells: dict[str, dict[tuple, str]] = collections.defaultdict(dict)
+    for case, ratio in ratios.items():
+        column = (case.dtype, case.chunks, case.microbatches)
+        cells[case.layout][column] = f"{ratio:.2f}"
+    columns = list(dict.fromkeys(c for row in cells.values() for c in row))
+    heads = [f"{dtype}, {c} x {m}" for dtype, c, m in columns]
+    print("\nratio to the least; chunks of the loss x microbatches")
+    print(f"| layout | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}")
+    for layout, row in cells.items():
+        print(f"| {layout} | {' | '.join(row.get(c, '') for c in columns)} |")
 
 
 def main() -> None:
-    simulate_devices(8)
-    for text in [word for word in sys.argv[1:] if word != "-v"]:
-        report(text)
+    """Counts the layouts of the command line, in all combinations of its options."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("layouts", nargs="*", default=LAYOUTS)
+    parser.add_argument("--dtype", default="float32", help="such as float32,bfloat16")
+    parser.add_argument("--params", default="float32", help="type of the parameters")
+    parser.add_argument("--chunks", default="1", help="such as 1,4")
+    parser.add_argument("--microbatches", default="1", help="such as 1,4")
+    parser.add_argument("--target", default="cpu", choices=TARGETS)
+    parser.add_argument("--experiment", default="", help="such as llama_7b")
+    parser.add_argument("-v", action="store_true", help="list each collective")
+    options = parser.parse_args()
+    if options.target == "cpu":
+        simulate_devices(max(Layout.parse(text).n_devices for text in options.layouts))
+    lists = (options.dtype, options.chunks, options.microbatches)
+    ratios = {}
+    for layout in options.layouts:
+        for dtype, c, m in itertools.product(*(text.split(",") for text in lists)):
+            case = Case(
+                layout, dtype, int(c), int(m), options.params, options.target,
+                options.experiment,
+            )  # fmt: skip
+            ratios[case] = report(case, verbose=options.v)
+    print_table(ratios)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from jaxpar.nn.param import fan_in, normal, param
 from jaxpar.nn.places import NO_DOCUMENT, Places
 from jaxpar.nn.stack import policy, scan, stacked
 from jaxpar.partition.notes import note
-from jaxpar.partition.precision import wide
+from jaxpar.partition.precision import wide_type
 from jaxpar.partition.sharding import constrain, current_precision
 
 
@@ -215,8 +215,9 @@ class Decoder(nnx.Module):
     def unembed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits in no less than float32; those of padding ids are -inf."""
         w = self.embedding[...].T if self.config.tied else self.unembedding[...]
-        (logits,) = project(x, ("batch", "seq"), [w], [("embed", "vocab")])
-        logits = constrain(wide(logits), "batch", "seq", "vocab")
+        names, dtype = ("embed", "vocab"), wide_type(current_precision().compute)
+        (logits,) = project(x, ("batch", "seq"), [w], [names], result=dtype)
+        logits = constrain(logits, "batch", "seq", "vocab")
         is_token = jnp.arange(logits.shape[-1]) < self.config.vocab_size
         return jnp.where(is_token[None, None], logits, -jnp.inf)
 

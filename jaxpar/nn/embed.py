@@ -9,6 +9,7 @@ from jaxpar.partition.sharding import (
     axis_names,
     current_precision,
     gather_value,
+    in_this_context,
     reduce_gradient,
     whole_shape,
 )
@@ -31,5 +32,5 @@ def lookup(w: nnx.Param, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         table = table.at[ids].add(grad.astype(precision.reduce))
         return (reduce_gradient(table, names).astype(value.dtype),)
 
-    rows.defvjp(lambda w: (rows(w), None), backward)
+    rows.defvjp(in_this_context(lambda w: (rows(w), None)), in_this_context(backward))
     return rows(value)

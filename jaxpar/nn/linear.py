@@ -8,11 +8,12 @@ from types import EllipsisType
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxpar import axes
 from jaxpar.errors import UserError
-from jaxpar.partition.precision import wide
+from jaxpar.partition.precision import wide, wide_type
 from jaxpar.partition.sharding import (
     AxisNames,
     axis_names,
@@ -20,6 +21,8 @@ from jaxpar.partition.sharding import (
     current_precision,
     gather,
     gather_value,
+    in_this_context,
+    is_recomputed,
     matmul_rows,
     pieces_along,
     reduce_gradient,
@@ -41,6 +44,15 @@ def dense(spec: str, x: Float[Array, "..."], w: nnx.Param) -> Float[Array, "..."
       UserError: the spec contracts other letters.
     """
     (y,) = dense_each(x, (spec, w))
+    return y
+
+
+def dense_logits(
+    spec: str, x: Float[Array, "..."], w: nnx.Param
+) -> Float[Array, "..."]:
+    """`dense` for an unembedding: the product itself is in no less than float32."""
+    dtype = wide_type(current_precision().compute)
+    (y,) = project(x, _row_names(spec), [w[...]], [axis_names(w)], result=dtype)
     return y
 
 
@@ -76,36 +88,57 @@ def project(
     rows: RowNames,
     ws: Sequence[Float[Array, "..."]],
     names: Sequence[AxisNames],
+    *,
+    result: DTypeLike | None = None,
 ) -> list[Float[Array, "..."]]:
     """Contracts the axes of x after `rows` with the first axes of each of ws.
 
     rows are the names of the first axes of x, names those of the axes of each of ws.
+    result: the type of the products; None is that of the computation.
     """
-    products = [ShardedProduct(x, rows, names_of_w) for names_of_w in names]
+    products = [
+        ShardedProduct(x, rows, w, names_of_w, result)
+        for w, names_of_w in zip(ws, names, strict=True)
+    ]
+    # Where residuals are made again, one gathering serves both products with a weight.
+    keeps_gathered = is_recomputed()
+
+    def gathered(ws):
+        return [each.weight_matrix(w) for each, w in zip(products, ws, strict=True)]
+
+    def multiplied(x, matrices):
+        pairs = zip(products, matrices, strict=True)
+        return [each.forward(x, matrix) for each, matrix in pairs]
 
     def forward(x, ws):
-        return [each.forward(x, w) for each, w in zip(products, ws, strict=True)]
+        matrices = gathered(ws)
+        kept = matrices if keeps_gathered else ws
+        return multiplied(x, matrices), (x, kept)
 
     def backward(residuals, grads):
-        x, ws = residuals
+        x, kept = residuals
+        matrices = kept if keeps_gathered else gathered(kept)
         grads = [
             each.constrain_output(grad)
             for each, grad in zip(products, grads, strict=True)
         ]
         by_shard = {}
-        for each, grad, w in zip(products, grads, ws, strict=True):
-            dx = each.input_gradient_by_shard(grad, w)
+        for each, grad, matrix in zip(products, grads, matrices, strict=True):
+            dx = each.input_gradient_by_shard(grad, matrix)
             n = len(dx)
             by_shard[n] = by_shard[n] + dx if n in by_shard else dx
-        dx = functools.reduce(jnp.add, (dx.sum(0) for dx in by_shard.values()))
+        # Not jnp.sum, which would send float32 where the computation is narrower.
+        sums = (jax.lax.reduce_sum(dx, (0,)) for dx in by_shard.values())
+        dx = functools.reduce(jnp.add, sums)
         dx = dx.reshape(x.shape).astype(x.dtype)
         dx = constrain(dx, *rows, *products[0].contracted)
-        triples = zip(products, grads, ws, strict=True)
-        return dx, [each.weight_gradient(x, grad, w) for each, grad, w in triples]
+        pairs = zip(products, grads, strict=True)
+        return dx, [each.weight_gradient(x, grad) for each, grad in pairs]
 
-    run = jax.custom_vjp(forward)
-    # Not `run` itself: a rematerialisation policy would not see the dots in it.
-    run.defvjp(lambda x, ws: (forward(x, ws), (x, ws)), backward)
+    # Its forward rule is not `run` itself: a rematerialisation policy would not see
+    # the dots in it.
+    run = jax.custom_vjp(lambda x, ws: multiplied(x, gathered(ws)))
+    run.defvjp(in_this_context(forward), in_this_context(backward))
     return run(x, list(ws))
 
 
@@ -116,21 +149,32 @@ class ShardedProduct:
     `width` is the product of the contracted axes.
     """
 
-    def __init__(self, x: jax.Array, rows: RowNames, names: AxisNames):
+    def __init__(
+        self,
+        x: jax.Array,
+        rows: RowNames,
+        w: jax.Array,
+        names: AxisNames,
+        result: DTypeLike | None,
+    ):
         self.precision, self.rows, self.names = current_precision(), rows, names
         self.compute = jnp.dtype(self.precision.compute)
+        self.result = self.compute if result is None else result
         n = x.ndim - len(rows)
         self.contracted, self.columns = names[:n], names[n:]
         self.width = math.prod(x.shape[-n:])
-        self.shape = x.shape[:-n]
+        self.shape, self.dtype = x.shape[:-n], w.dtype
+        self.weight_shape = whole_shape(w, names)
         self.row_shape = matmul_rows(self.shape)
 
     def forward(
-        self, x: Float[Array, "..."], w: Float[Array, "..."]
+        self, x: Float[Array, "..."], w: Float[Array, "width columns"]
     ) -> Float[Array, "..."]:
         """The product, placed as the layout says."""
-        y = jnp.tensordot(self._input_matrix(x), self._weight_matrix(w), 1)
-        y = y.reshape(*self.shape, *whole_shape(w, self.names)[len(self.contracted) :])
+        y = jnp.tensordot(
+            self._input_matrix(x), w, 1, preferred_element_type=self.result
+        )
+        y = y.reshape(*self.shape, *self.weight_shape[len(self.contracted) :])
         return self.constrain_output(y)
 
     def constrain_output(self, y: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -138,7 +182,7 @@ class ShardedProduct:
         return constrain(y, *self.rows, *self.columns)
 
     def input_gradient_by_shard(
-        self, grad: Float[Array, "..."], w: Float[Array, "..."]
+        self, grad: Float[Array, "..."], w: Float[Array, "width columns"]
     ) -> Float[Array, "shards ... width"]:
         """What each shard of w's first column axis adds to the gradient of x.
 
@@ -146,7 +190,7 @@ class ShardedProduct:
         products have been added.
         """
         first, n = self.columns[0], len(self.row_shape)
-        shards, w = pieces_along(first), self._weight_matrix(w)
+        shards = pieces_along(first)
         if shards == 1:  # Nothing to keep apart; a plain product is faster.
             dx = jnp.tensordot(self._as_matrix(grad, -1), w.T, 1)[None]
         else:
@@ -156,7 +200,7 @@ class ShardedProduct:
         return constrain(dx, first, *self.rows[:n], self.contracted[0])
 
     def weight_gradient(
-        self, x: Float[Array, "..."], grad: Float[Array, "..."], w: Float[Array, "..."]
+        self, x: Float[Array, "..."], grad: Float[Array, "..."]
     ) -> Float[Array, "..."]:
         """The gradient of the parameter, reduced over devices."""
         row_axes = tuple(range(len(self.row_shape)))
@@ -166,8 +210,8 @@ class ShardedProduct:
             (row_axes, row_axes),
             preferred_element_type=jnp.dtype(self.precision.reduce),
         )
-        dw = dw.reshape(whole_shape(w, self.names))
-        return reduce_gradient(dw, self.names).astype(w.dtype)
+        dw = dw.reshape(self.weight_shape)
+        return reduce_gradient(dw, self.names).astype(self.dtype)
 
     def _input_matrix(self, x: jax.Array) -> jax.Array:
         """x placed so that it can be multiplied with w, as a matrix."""
@@ -175,7 +219,7 @@ class ShardedProduct:
         x = constrain(x, *self.rows, *self.contracted, beside=[output])
         return self._as_matrix(x, self.width)
 
-    def _weight_matrix(self, w: jax.Array) -> jax.Array:
+    def weight_matrix(self, w: jax.Array) -> Float[Array, "width columns"]:
         """w gathered and cast, as a matrix."""
         return gather_value(w, self.names, self.compute).reshape(self.width, -1)
 

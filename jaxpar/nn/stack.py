@@ -1,5 +1,6 @@
 """Scan over identical layers (blocks), with rematerialisation by policy."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float
 from jaxpar.errors import UserError
 from jaxpar.partition.notes import recorded, recording
 from jaxpar.partition.pipeline import stages
+from jaxpar.partition.sharding import recomputed
 
 LAYERS = "layers/"
 """What the names of notes begin with whose values are stacked by layers."""
@@ -79,9 +81,12 @@ def scan(
     names: list[str] = []
     if notes is not None:
         block = _with_notes(block, names)
+    again = contextlib.nullcontext()
     if remat != "none":
         block = jax.checkpoint(block, policy=policy(remat), prevent_cse=False)
-    x, aux = stages(block, (jnp.arange(n), weights, carried), x, *per_row)
+        again = recomputed()
+    with again:
+        x, aux = stages(block, (jnp.arange(n), weights, carried), x, *per_row)
     if notes is not None:
         aux, values = aux
         for name, value in zip(names, values, strict=True):

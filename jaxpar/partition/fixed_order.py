@@ -51,6 +51,17 @@ def check_exact(layout: Layout, parts: int, microbatches: int, rows: int) -> Non
         )
 
 
+def parts_on(layout: Layout, parts: int, rows: int) -> int:
+    """The parts where a layout can add them up in their order, else 0 (no order)."""
+    if not parts:
+        return 0
+    try:
+        check_exact(layout, parts, 1, rows)
+    except UserError:
+        return 0
+    return parts
+
+
 def compiler_options(platform: str) -> dict[str, str]:
     """What jax.jit is told so that a program has the same bits on one device, too.
 

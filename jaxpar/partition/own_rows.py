@@ -7,11 +7,13 @@ microbatch or each chunk of the loss. `tensor` stays with the compiler.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxpar.partition.layout import Layout
@@ -21,6 +23,7 @@ from jaxpar.partition.sharding import (
     constrain,
     current_context,
     enter,
+    gather,
 )
 
 Gathers = Literal["microbatch", "step"]
@@ -129,6 +132,30 @@ def gather_once(w: jax.Array, names: AxisNames) -> jax.Array:
         if axes:
             w = jax.lax.all_gather(w, axes, axis=i, tiled=True)
     return w
+
+
+def gathered_for_loop(model: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+    """call(model, ...) for the body of a loop, with the parameters gathered before it.
+
+    So fsdp gathers what the call uses once, not at every turn, and reduces its
+    gradients once. Where no device has slices of parameters this changes nothing.
+    """
+    context = current_context()
+    if not context.manual or context.gathered:
+        return functools.partial(call, model)
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    params = jax.tree.map(
+        lambda w: w.replace(gather(w)),
+        params,
+        is_leaf=lambda w: isinstance(w, nnx.Param),
+    )
+    whole = nnx.merge(graph, params, rest)
+
+    def run(*args):
+        with enter(dataclasses.replace(context, gathered=True)):
+            return call(whole, *args)
+
+    return run
 
 
 def reduce_once(grad: jax.Array, names: AxisNames) -> jax.Array:

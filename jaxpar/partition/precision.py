@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from jaxpar.config import added
 from jaxpar.errors import UserError
 
 TYPES = ("bfloat16", "float16", "float32", "float64")
@@ -30,13 +32,29 @@ class Precision:
     reduce: str = "float32"
     """Type in which gradients are summed, over microbatches and over devices."""
 
+    products: Literal["full", "fast"] = added("full")
+    """How float32 numbers are multiplied: full, in float32 on every device; or fast, as
+    the device does it fastest: in TF32 on recent NVIDIA GPUs, in bfloat16 on TPUs."""
+
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            dtype = getattr(self, field.name)
+        for name in ("params", "compute", "reduce"):
+            dtype = getattr(self, name)
             if dtype not in TYPES:
                 raise UserError(
-                    f"Precision {field.name}={dtype!r}; allowed are {', '.join(TYPES)}."
+                    f"Precision {name}={dtype!r}; allowed are {', '.join(TYPES)}."
                 )
+        if self.reduce == "float16":
+            raise UserError(
+                "Precision reduce='float16': sums of gradients exceed its largest "
+                "number, 65,504, before they are divided; take bfloat16 or float32."
+            )
+        if self.products not in ("full", "fast"):
+            raise UserError(f'Precision products={self.products!r}: "full" or "fast".')
+
+    @property
+    def of_products(self) -> str | None:
+        """What JAX calls the precision of float32 products: None is the fastest."""
+        return "highest" if self.products == "full" else None
 
     @property
     def has_float64(self) -> bool:
@@ -83,6 +101,11 @@ def in_its_types(
     return run
 
 
+def wide_type(dtype: DTypeLike) -> jnp.dtype:
+    """The type, or float32 if it is narrower."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def wide(x: jax.Array) -> jax.Array:
     """The array in no less than float32; float64 stays float64."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide_type(x.dtype))

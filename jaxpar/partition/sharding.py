@@ -7,9 +7,9 @@ once; inside it, these functions look up where the layout in force puts each nam
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import EllipsisType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,10 @@ from jax.sharding import PartitionSpec
 
 from jaxpar.errors import UserError
 from jaxpar.partition.layout import Dims, Layout, Placed
-from jaxpar.partition.precision import Precision
+from jaxpar.partition.precision import Precision, wide_type
 
 AxisNames = tuple[str | None, ...]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Context:
     collectives are called by name (jaxpar.partition.own_rows)."""
     gathered: bool = False
     """Whether parameters are whole over the manual axes, however they are stored."""
+    recomputed: bool = False
+    """Whether rematerialisation makes the residuals of backward rules again."""
 
     @property
     def automatic(self) -> Layout | None:
@@ -63,6 +66,17 @@ def enter(context: Context) -> contextlib.AbstractContextManager[Any]:
     return _context(context)
 
 
+def in_this_context(f: Callable[..., T]) -> Callable[..., T]:
+    """f in the context of now, for rules of derivatives, which JAX calls later."""
+    context = _context.value
+
+    def run(*args):
+        with _context(context):
+            return f(*args)
+
+    return run
+
+
 @contextlib.contextmanager
 def use_layout(
     where: Layout | Placed, precision: Precision | None = None
@@ -79,14 +93,17 @@ def use_layout(
     else:
         layout, mesh, platform = where, where.abstract(), ""
     context = Context(layout, precision or Precision(), platform)
-    with _context(context), jax.sharding.use_abstract_mesh(mesh):
+    products = jax.default_matmul_precision(context.precision.of_products)
+    with enter(context), products, jax.sharding.use_abstract_mesh(mesh):
         yield
 
 
 @contextlib.contextmanager
 def single_device(precision: Precision | None = None) -> Iterator[None]:
     """Says explicitly that there is one device and no mesh: constraints do nothing."""
-    with _context(Context(None, precision or Precision())):
+    context = Context(None, precision or Precision())
+    products = jax.default_matmul_precision(context.precision.of_products)
+    with enter(context), products:
         yield
 
 
@@ -108,6 +125,22 @@ def current_context() -> Context:
 def current_precision() -> Precision:
     """The precision in force; float32 throughout where none has been said."""
     return _context.value.precision if _context.value else Precision()
+
+
+def current_platform() -> str:
+    """What the step's devices are: cpu, gpu or tpu; "" where none are known."""
+    return _context.value.platform if _context.value else ""
+
+
+def recomputed() -> contextlib.AbstractContextManager[Any]:
+    """Says that what backward rules keep is not stored, but made again when needed."""
+    context = current_context()
+    return enter(dataclasses.replace(context, recomputed=True))
+
+
+def is_recomputed() -> bool:
+    """Whether `recomputed` is in force: gathered weights may then be kept."""
+    return _context.value is not None and _context.value.recomputed
 
 
 def constrain(
@@ -164,13 +197,13 @@ def axis_names(w: nnx.Param) -> tuple[str, ...]:
 def gather(w: nnx.Param) -> jax.Array:
     """The value of a parameter, where it is stored in slices brought together.
 
-    No narrower than `precision.reduce`, so that its transpose, the reduction of the
-    gradient, is not either. Products with parameters call the narrower pair
+    No narrower than float32 or `precision.reduce`, so that its transpose, the reduction
+    of the gradient, is not either. Products with parameters call the narrower pair
     `gather_value` and `reduce_gradient` themselves.
     """
     names = axis_names(w)
     precision, value = current_precision(), w[...]
-    dtype = jnp.promote_types(precision.compute, precision.reduce)
+    dtype = wide_type(jnp.promote_types(precision.compute, precision.reduce))
 
     @jax.custom_vjp
     def gathered(w):
@@ -179,7 +212,9 @@ def gather(w: nnx.Param) -> jax.Array:
     def backward(_, grad):
         return (reduce_gradient(grad, names).astype(value.dtype),)
 
-    gathered.defvjp(lambda w: (gathered(w), None), backward)
+    gathered.defvjp(
+        in_this_context(lambda w: (gathered(w), None)), in_this_context(backward)
+    )
     return gathered(value)
 
 

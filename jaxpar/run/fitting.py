@@ -186,15 +186,15 @@ def _rates(
     session: Session, steps: Steps, state: TrainState, heldout: EvalBatches
 ) -> Callable[[sinks.Row], sinks.Row]:
     """Adds tokens per second, MFU and now and then the account of time to a row."""
-    experiment, batch, forward = session.experiment, heldout[0], steps.evaluate
+    experiment, batch = session.experiment, heldout[0]
     frozen = matching(
         experiment.optim.freeze, flatten(state.params), field="optim.freeze"
     )
     if is_own(experiment.objective):
-        scored = jax.eval_shape(forward, state.params, batch)
+        scored = jax.eval_shape(steps.evaluate, state.params, batch)
         require_watched(experiment.stop, experiment.objective, scored)
-        # A training step has no cross-entropy beside its objective.
-        forward = make_forward(experiment.recipe(), session.placed)
+    # Not of an evaluation, which may have a cross-entropy beside the objective.
+    forward = make_forward(experiment.recipe(), session.placed)
     flops = training_flops(forward, state.params, batch, frozen=frozen)
     meter = meter_on(session.placed.mesh.devices.flat, step_flops=flops)
     num_steps = experiment.num_steps

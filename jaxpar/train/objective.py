@@ -15,6 +15,7 @@ from jaxpar.errors import UserError
 from jaxpar.models.base import Model
 from jaxpar.models.contract import explained
 from jaxpar.nn.places import Places
+from jaxpar.partition.own_rows import gathered_for_loop
 from jaxpar.train.loss import chunked_loss
 
 Batch = dict[str, jax.Array]
@@ -99,9 +100,8 @@ class CausalLM(Objective):
         where = Places(batch["positions"], batch["segments"])
         x, _ = model(batch["tokens"], where, keys)
         weights = batch["weights"]
-        loss = chunked_loss(
-            model.unembed, x, batch["targets"], weights, chunk=self.chunk
-        )
+        unembed = gathered_for_loop(model, lambda model, x: model.unembed(x))
+        loss = chunked_loss(unembed, x, batch["targets"], weights, chunk=self.chunk)
         return Sums(loss, jnp.sum(weights.astype(loss.dtype)), {})
 
 

@@ -4,10 +4,13 @@ import math
 
 import pytest
 
-from experiments.bench.collectives import Case, report
+from experiments.bench.collectives import Case, count, report
 from experiments.bench.least_bytes import least
 from experiments.bench.program_text import collectives, totals
+from experiments.bench.targets import CUDA_MISSING, has_cuda
 from jaxpar.partition.layout import Layout
+from tests.train.test_program import GPT, step_on
+from tests.train.test_program import collectives as shapes_of
 
 MESH = {"data": 4, "tensor": 2}
 
@@ -86,8 +89,8 @@ ENTRY %main (w: f32[32]) -> f32[8] {
 
 def test_the_text_of_a_cpu_program_is_counted():
     assert totals(collectives(CPU, MESH)) == {
-        # 5 trips, twice 3/4 of 8 x 4 x 4 bytes.
-        ("data", "all-reduce", "f32"): (5, 5 * 192),
+        # 5 trips, twice half of 8 x 4 x 4 bytes; groups are 0 with 1, 2 with 3, ...
+        ("tensor", "all-reduce", "f32"): (5, 5 * 128),
         ("data", "collective-permute", "f32"): (5, 5 * 128),
         ("data", "all-gather", "f32"): (1, 384),
         ("data+tensor", "all-reduce", "f32"): (1, 2 * 7 / 8 * 64),
@@ -115,7 +118,7 @@ def test_a_part_of_a_mesh_axis_is_found():
         "mesh['axis_0'=2,'axis_1'=4,'axis_2'=1], device_ids=([4,2]T(1,0)) {'axis_0'}",
         "mesh['a'=8] {'a':(2)2}",
     )
-    # Devices 0 and 2, 1 and 3: the last two of the four groups along data.
+    # Groups are 0 with 2, 1 with 3, 4 with 6, 5 with 7.
     sizes = {"replica": 2, "data": 2, "tensor": 2}
     found = {each.axes for each in collectives(text, sizes) if each.times == 5}
     assert ("data",) in found
@@ -140,8 +143,7 @@ def test_the_least_of_a_layout_is_what_textbooks_say():
     assert of("data=8")[weights] == pytest.approx(2 * 7 / 8 * 4 * params)
     for same in ("zero1=8", "replica=2,data=4", "data=2,ring=4"):
         assert of(same)[weights] == pytest.approx(of("data=8")[weights])
-    for key in ("microbatches", "chunks"):
-        assert of("data=8", **{key: 4}) == of("data=8")
+    assert of("data=8", microbatches=4, chunks=4) == of("data=8")
     # Gathered twice and scattered once, of each microbatch.
     fsdp = of("fsdp=8", microbatches=4)[weights]
     assert fsdp == pytest.approx(4 * 3 * 7 / 8 * 4 * params, rel=1e-3)
@@ -158,6 +160,49 @@ def test_the_least_of_a_layout_is_what_textbooks_say():
     )
 
 
+def test_float16_is_sent_where_bfloat16_would_be():
+    """So it can stand in for it on a CPU, whose compiler would widen bfloat16."""
+    narrow, half = (
+        [(kind, dtype.replace("bf16", "f16"), shape) for kind, dtype, shape in found]
+        for found in (
+            shapes_of(step_on(GPT, "fsdp=4,tensor=2", dtype))
+            for dtype in ("bfloat16", "float16")
+        )
+    )
+    assert narrow == half
+    assert "f16" in {dtype for _, dtype, _ in half}
+
+
 def _leaves(tree):
     for leaf in tree.values():
         yield from _leaves(leaf) if isinstance(leaf, dict) else [leaf]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("layout", "most"),
+    [
+        # Gradients are reduced once a step, whatever runs between.
+        ("data=8", 1.1),
+        ("replica=2,data=4", 1.1),
+        ("zero1=8", 1.1),
+        ("data=4,tensor=2", 1.1),
+    ],
+)
+def test_a_step_sends_little_more_than_it_must(layout, most, dtype):
+    assert report(Case(layout, dtype, chunks=4, microbatches=4)) <= most
+
+
+def test_copies_reduce_their_gradients_once_a_step():
+    found, _ = count(Case("data=8", chunks=4, microbatches=4))
+    assert {each.times for each in found} == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_cuda(), reason=f"It {CUDA_MISSING}.")
+@pytest.mark.parametrize(
+    "layout", ["data=8", "fsdp=8", "data=4,tensor=2", "data=4,tensor=2+sp"]
+)
+def test_a_step_for_nvidia_devices_sends_little_more_than_it_must(layout):
+    case = Case(layout, "bfloat16", chunks=4, microbatches=4, target="h100")
+    assert report(case) <= 1.1
