@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -14,16 +15,19 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 from jaxpar import atomic
 from jaxpar.errors import UserError
+from jaxpar.tables import for_messages
 
 IN_USE = ".in_use"
 """The file that is locked in a temporary directory."""
 LEFTOVER = re.compile(r"\..+-[0-9a-z_]{8}")
 """Names of temporary directories, those of older versions of jaxpar among them."""
 ABANDONED_SECONDS = 24 * 3600
+POLL_SECONDS, LOOKS_BEFORE_A_LINE = 0.2, 10
+"""Between two looks at a lock, and how many until a line says who is waited for."""
 
 
 def root() -> pathlib.Path:
@@ -77,38 +81,89 @@ def build_once(
     """The directory `path`; where it does not exist, `build` fills it.
 
     `build` writes into a temporary directory, which is on the disk before it is renamed
-    to `path`. Two processes may build at once: the first rename wins, and both use its
-    result. What processes that were killed left beside `path` is removed first.
+    to `path`. One process of a host builds, and others that want it wait; of several
+    hosts the first rename wins, and all use its result. What processes that were killed
+    left beside `path` is removed first.
 
     Raises:
       UserError: nothing can be made beside `path`.
     """
     if path.is_dir():
         return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path.parent)
-        # Not of `tempfile`, whose directories are closed to all other users.
-        temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-        temporary.mkdir()
-    except OSError as error:
-        raise UserError(
-            f"{path.parent} cannot be written ({error.strerror}); set JAXPAR_CACHE to "
-            "a directory that can."
-        ) from error
-    try:
-        with _marked_as_used(temporary):
-            build(temporary)
-            (temporary / IN_USE).unlink()
-            atomic.sync_tree(temporary)
-            os.replace(temporary, path)
-        atomic.sync_directory(path.parent)
-    except OSError:
-        if not path.is_dir():
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return path
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive(path))
+            if path.is_dir():
+                return path
+            _remove_leftovers(path.parent)
+            # Not of `tempfile`, whose directories are closed to all other users.
+            temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+            temporary.mkdir()
+        except OSError as error:
+            raise UserError(
+                f"{path.parent} cannot be written ({error.strerror}); set JAXPAR_CACHE "
+                "to a directory that can."
+            ) from error
+        try:
+            with _marked_as_used(temporary):
+                build(temporary)
+                (temporary / IN_USE).unlink()
+                atomic.sync_tree(temporary)
+                os.replace(temporary, path)
+            atomic.sync_directory(path.parent)
+        except OSError:
+            if not path.is_dir():
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return path
+
+
+@contextlib.contextmanager
+def exclusive(path: pathlib.Path) -> Iterator[None]:
+    """A block that makes `path`, in which only one process of a host is at a time.
+
+    A process that has to wait says so, and for which one. The lock is a file in the
+    cache and ends with its process, even by kill -9; where a file system has no locks,
+    nothing is exclusive.
+
+    Raises:
+      OSError: nothing can be written into the cache.
+    """
+    place = root() / "locks" / key(path=os.path.abspath(path))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for looks in itertools.count():
+        with open(place, "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if looks == LOOKS_BEFORE_A_LINE:
+                    file.seek(0)
+                    whose = file.read() or "another process"
+                    line = f"{path} is being made by {whose}; this one waits for it."
+                    print(line, file=for_messages(), flush=True)
+                time.sleep(POLL_SECONDS)
+                continue
+            except OSError:  # This file system has no locks.
+                pass
+            # The one before may have removed the file between its opening and its lock.
+            if not _is_at(file, place):
+                continue
+            try:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+                yield
+            finally:
+                place.unlink(missing_ok=True)
+            return
+
+
+def _is_at(file: TextIO, place: pathlib.Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), place.stat())
+    return False
 
 
 def sha256(path: pathlib.Path) -> str:

@@ -13,6 +13,7 @@ from jaxpar.errors import UserError
 from jaxpar.experiment import Experiment, Finetune
 from jaxpar.partition import cluster
 from jaxpar.partition.layout import Placed
+from jaxpar.partition.precision import in_its_types, types_of
 from jaxpar.run.adoption import (
     record,
     stored_params,
@@ -37,6 +38,7 @@ from jaxpar.run.training import train_run
 from jaxpar.train.state import TrainState, create, with_params
 
 
+@in_its_types
 def main(
     experiment: Finetune,
     *,
@@ -81,8 +83,9 @@ def main(
 
     def begin(experiment: Finetune) -> TrainState:
         base = source.experiment
-        record(run, transfer_of(experiment, base))
-        return start_from(experiment, source.run_dir, base, placed, origin.step)
+        with types_of(base.precision):
+            record(run, transfer_of(experiment, base))
+            return start_from(experiment, source.run_dir, base, placed, origin.step)
 
     outcome = train_run(
         experiment,
@@ -133,7 +136,9 @@ def _first_tokenizer(experiment: Finetune, source: Source) -> Tokenizer:
     Raises:
       UserError: the source's parameters do not account for this model's.
     """
-    if found := str(transfer_of(experiment, source.experiment)):
+    with types_of(source.experiment.precision):
+        found = str(transfer_of(experiment, source.experiment))
+    if found:
         cluster.print_once(found)
     tokens = tokenizer.load(source.run_dir.tokenizer_dir)
     return with_added_tokens(experiment, tokens)

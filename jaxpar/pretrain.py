@@ -5,6 +5,7 @@ from pathlib import Path
 from jaxpar import cache
 from jaxpar.checkpoint.verified import Check
 from jaxpar.experiment import Pretrain
+from jaxpar.partition.precision import in_its_types
 from jaxpar.run.directory import RunDir, default_dir
 from jaxpar.run.own_events import OwnEvents
 from jaxpar.run.placing import place
@@ -13,6 +14,7 @@ from jaxpar.run.training import train_run
 from jaxpar.train.state import TrainState, create
 
 
+@in_its_types
 def main(
     experiment: Pretrain,
     *,

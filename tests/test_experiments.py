@@ -63,5 +63,5 @@ def test_only_these_fields_leave_the_numbers_as_they_are(kind):
     # A path is none of them: the receipt says which run and step it led to.
     assert free - {"start_from"} == {
         "num_steps", "layout", "microbatches", "save_every", "log_every", "keep",
-        "on_save_error", "check_replicas",
+        "on_save_error", "check_replicas", "fsdp_gathers",
     }  # fmt: skip

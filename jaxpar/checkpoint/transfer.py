@@ -135,7 +135,12 @@ def account(
         ),
     }
     if any(problems.values()):
-        remedies = _remedies(missing + unused, misfits, not_grown, vocabulary)
+        types = {p: str(theirs[p].dtype) for p in misfits}
+        retyped = {p: t for p, t in types.items() if t != str(ours[p].dtype)}
+        reshaped = [path for path in misfits if path not in retyped]
+        remedies = [*_remedies(missing + unused, reshaped, not_grown, vocabulary)]
+        for dtype in sorted({*retyped.values()}):
+            remedies.append(f"Write precision.params={dtype}, the source's type.")
         raise _unaccounted(problems, remedies)
     return Transfer(
         {path: tuple(ours[path].shape) for path in sorted(kept)},

@@ -16,9 +16,10 @@ from jaxpar.generate.sampling import Generator, Sampling
 from jaxpar.partition import cluster
 from jaxpar.partition.layout import Layout
 from jaxpar.run.directory import Step
-from jaxpar.run.opening import OpenRun, open_run
+from jaxpar.run.opening import OpenRun, in_types_of_run, open_run
 
 
+@in_types_of_run
 def main(
     run: str | Path,
     *,
@@ -93,6 +94,7 @@ def answer(
     return answers, [tokenizer.decode(ids) for ids in answers]
 
 
+@in_types_of_run
 def logits(
     run: str | Path,
     tokens: TokenRows,

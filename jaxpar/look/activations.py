@@ -87,7 +87,7 @@ def _equation(
     name, inner = eqn.primitive.name, list(inner_jaxprs(eqn.params))
     if name == "shard_map":
         # Shapes inside are those of pieces, which the other axes may split further.
-        left = {a: n for a, n in sizes.items() if a not in eqn.params["manual_axes"]}
+        left = {a: n for a, n in sizes.items() if a not in eqn.params["newly_manual_axes"]}
         pieces = [
             tuple(tuple(a for a in dim if a in left or dim == ANY) for dim in dims)
             for dims in ins

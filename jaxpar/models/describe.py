@@ -4,6 +4,9 @@ import dataclasses
 from typing import Any
 
 from jaxpar.models.base import ModelConfig
+from jaxpar.nn.attention import AttentionConfig, attention_said
+from jaxpar.partition.layout import Placed
+from jaxpar.partition.precision import Precision
 
 SIZES = (
     "n_layers",
@@ -37,3 +40,20 @@ def describe(model: ModelConfig) -> str:
     )
     name = type(model).__name__
     return f"{name}: {sizes}" if sizes else name
+
+
+def kernels_said(model: ModelConfig, placed: Placed, precision: Precision) -> list[str]:
+    """Lines on what computes a model's attention, where it has an AttentionConfig."""
+    fields = fields_of(model)
+    if not isinstance(attention := fields.get("attention"), AttentionConfig):
+        return []
+    said = (
+        attention_said(
+            dataclasses.replace(attention, window=window),
+            placed.layout,
+            placed.platform,
+            precision,
+        )
+        for window in fields.get("windows", (attention.window,))
+    )
+    return list(dict.fromkeys(said))

@@ -11,13 +11,16 @@ from jaxpar.config import added, require_positive
 from jaxpar.errors import UserError
 from jaxpar.nn.context_parallel import over_seq
 from jaxpar.nn.flash_attention import FlashAttention
+from jaxpar.nn.kernel_table import FUSED, kernel_for, why_tiles
 from jaxpar.nn.linear import add_bias, dense, dense_each
 from jaxpar.nn.norm import NoNorm, NormConfig
 from jaxpar.nn.param import constant, fan_in, param
 from jaxpar.nn.places import Places
 from jaxpar.nn.rope import rotate
 from jaxpar.nn.score_bias import NoScoreBias, ScoreBias
+from jaxpar.partition.layout import Layout
 from jaxpar.partition.notes import note
+from jaxpar.partition.precision import Precision
 from jaxpar.partition.sharding import constrain
 
 
@@ -133,11 +136,7 @@ class Attention(nnx.Module):
                 _write(cache.v, v_BTKH, index.filled),
             )
             k_BTKH, v_BTKH, where_k = cache.k, cache.v, index.where
-        kernel = FlashAttention(
-            config.window,
-            soft_cap=config.soft_cap,
-            bias=config.score_bias.build(config.n_heads),
-        )
+        kernel = kernel_for(_tiles(config), q_BTNH, own_keys=where_k is None)
         mixed_BTNH = over_seq(kernel, q_BTNH, k_BTKH, v_BTKH, where, where_k)
         out = dense("BTNH,NHD->BTD", note("attn/mixed", mixed_BTNH), self.w_o)
         if config.bias:
@@ -152,6 +151,27 @@ class Attention(nnx.Module):
         if self.config.rope_theta:
             x = rotate(x, where.positions, self.config.rope_theta)
         return constrain(x, "batch", "seq", heads, "head_dim")
+
+
+def attention_said(
+    config: AttentionConfig, layout: Layout, platform: str, precision: Precision
+) -> str:
+    """Which kernel attention runs in training; the reason where it is the tiles.
+
+    platform: cpu, gpu or tpu, as Placed has it.
+    """
+    why = why_tiles(_tiles(config), layout, platform, precision, config.head_dim)
+    said = f"tiles ({why})" if why else FUSED[platform].name
+    return f"attention: {said}"
+
+
+def _tiles(config: AttentionConfig) -> FlashAttention:
+    """Attention as configured, by the kernel that takes everything."""
+    return FlashAttention(
+        config.window,
+        soft_cap=config.soft_cap,
+        bias=config.score_bias.build(config.n_heads),
+    )
 
 
 def _write(cached: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:

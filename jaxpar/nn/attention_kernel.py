@@ -32,7 +32,9 @@ class Kernel(Protocol):
     """Attention over some of the keys, on one device, as nn.flash_attention has it.
 
     Pieces of keys are merged by their logsumexp, so a kernel runs whole, gathered, in
-    a ring or all-to-all (nn.context_parallel) without knowing of it.
+    a ring or all-to-all (nn.context_parallel) without knowing of it. One that takes
+    only all keys of a row at once (nn.kernel_table) merges nothing, and may give
+    results and gradients in the type of its arguments.
     """
 
     def forward(
@@ -44,7 +46,7 @@ class Kernel(Protocol):
         where_k: Places,
         heads: Int[Array, "N"],
     ) -> Partial:
-        """Attention over these keys, in no less than float32.
+        """Attention over these keys, in no less than float32 if they may be pieces.
 
         heads: the numbers of the queries' heads, of which a device may have some.
         """
@@ -61,7 +63,7 @@ class Kernel(Protocol):
         result: Partial,
         grad: Float[Array, "B T N H"],
     ) -> Gradients:
-        """Gradients from these keys, in no less than float32.
+        """Gradients from these keys, likewise.
 
         `result` is the forward result over all keys, `grad` the gradient of its `out`.
         """

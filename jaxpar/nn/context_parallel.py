@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 from jaxpar.errors import UserError
 from jaxpar.nn.attention_kernel import Gradients, Kernel, Partial
 from jaxpar.nn.places import Places
+from jaxpar.partition.collectives import Collectives, local
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.notes import note
-from jaxpar.partition.collectives import Collectives, local
 from jaxpar.partition.sharding import current_context
 
 QUERIES = ("batch", "seq", "heads", "head_dim")

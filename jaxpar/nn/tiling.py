@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxpar.nn.places import Places
 from jaxpar.partition.devices import without_accelerator
+from jaxpar.partition.sharding import current_platform
 
 # Segments of the tokens that fill up a last tile: no query has that of a key.
 PADDED_QUERY = -2
@@ -45,7 +46,7 @@ class Tiling:
 
     def cut_queries(self, x: Float[Array, "B T N H"]) -> QueryTiles:
         """Tiles of queries, or of anything else that each query and head has."""
-        x = _padded(x, self.query_tile)
+        x = padded(x, self.query_tile)
         x = x.reshape(
             self.B // self.row_tile, self.row_tile, -1, self.query_tile,
             self.K, self.N // self.K, x.shape[-1],
@@ -59,7 +60,7 @@ class Tiling:
 
     def cut_keys(self, x: Float[Array, "B S K H"]) -> KeyTiles:
         """Tiles of keys or values."""
-        x = _padded(x, self.key_tile)
+        x = padded(x, self.key_tile)
         shape = self.B // self.row_tile, self.row_tile, -1, self.key_tile, self.K
         x = x.reshape(*shape, x.shape[-1])
         return x.transpose(0, 2, 1, 4, 3, 5)
@@ -73,7 +74,7 @@ class Tiling:
         """Places of queries and of keys, cut like them; the padding sees nothing."""
 
         def cut(x: jax.Array, size: int, fill: int) -> jax.Array:
-            x = _padded(x, size, fill)
+            x = padded(x, size, fill)
             x = x.reshape(self.B // self.row_tile, self.row_tile, -1, size)
             return x.transpose(0, 2, 1, 3)
 
@@ -91,7 +92,7 @@ class Tiling:
 def tiling_of(q: jax.Array, k: jax.Array, most: int) -> Tiling:
     """Tiles of at most so many scores; 0 is the default of the kind of device."""
     (B, T, N, _), (S, K) = q.shape, k.shape[1:3]
-    scores = most or (2**20 if without_accelerator() else 2**27)
+    scores = most or (2**20 if _on_cpu() else 2**27)
     side = max(1, math.isqrt(scores // N))
     keys = min(S, side if N * T * S > scores else S)
     queries = min(T, max(1, scores // (N * keys)))
@@ -100,7 +101,13 @@ def tiling_of(q: jax.Array, k: jax.Array, most: int) -> Tiling:
     return Tiling(B, T, S, N, K, rows, queries, keys)
 
 
-def _padded(x: jax.Array, size: int, value: int = 0) -> jax.Array:
+def _on_cpu() -> bool:
+    """Whether the layout's devices are CPUs; without any, whether JAX would use one."""
+    platform = current_platform()
+    return platform == "cpu" if platform else without_accelerator()
+
+
+def padded(x: jax.Array, size: int, value: int = 0) -> jax.Array:
     """The second axis filled up to a multiple of a size."""
     more = -x.shape[1] % size
     if not more:

@@ -193,8 +193,8 @@ def _rates(
     if is_own(experiment.objective):
         scored = jax.eval_shape(steps.evaluate, state.params, batch)
         require_watched(experiment.stop, experiment.objective, scored)
-    # Not of an evaluation, which may have a cross-entropy beside the objective.
-    forward = make_forward(experiment.recipe(), session.placed)
+    # Without devices attention is in tiles, all of whose products can be counted.
+    forward = make_forward(experiment.recipe(), session.placed.layout)
     flops = training_flops(forward, state.params, batch, frozen=frozen)
     meter = meter_on(session.placed.mesh.devices.flat, step_flops=flops)
     num_steps = experiment.num_steps

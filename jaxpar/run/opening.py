@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxpar.experiment import Experiment
 from jaxpar.partition import cluster
 from jaxpar.partition.devices import choose_devices, visible_devices
 from jaxpar.partition.layout import Layout, Placed, as_layout
+from jaxpar.partition.precision import P, T, types_of
 from jaxpar.run.directory import RunDir, Step
 from jaxpar.tables import for_messages
 from jaxpar.train.state import Recipe
@@ -92,6 +94,22 @@ def open_run(
         params = checkpoints.restore_params(step, recipe.target(placed).params)
         bound = checkpoints.bound(step)
     return OpenRun(run_dir, experiment, recipe, placed, params, step, bound)
+
+
+def in_types_of_run(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, in the types of the run whose path it takes first.
+
+    It also takes `classes`, as `open_run` does.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        path: Any = args[0] if args else kwargs["run"]
+        classes: Any = kwargs.get("classes", ())
+        with types_of(RunDir(path).open(*classes).precision):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def layout_of(run_dir: RunDir, experiment: Experiment) -> Layout:

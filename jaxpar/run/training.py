@@ -9,10 +9,12 @@ from pathlib import Path
 from jaxpar.checkpoint import verified
 from jaxpar.checkpoint.verified import Check
 from jaxpar.data.prepare import in_words
+from jaxpar.data.same_data import prepare_together
 from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.guard import phases, stopping
 from jaxpar.guard.stopping import StopRequest, Unsaved
 from jaxpar.guard.time_recorder import TimeRecorder
+from jaxpar.models.describe import kernels_said
 from jaxpar.partition import cluster
 from jaxpar.partition.layout import Placed
 from jaxpar.run.directory import RunDir
@@ -66,7 +68,7 @@ def train_run(
     require_events(events)
     run_dir.require_writable()
     with phases.doing("prepare"):
-        prepared = cluster.first_then_others(lambda: experiment.data.prepare(tokenizer))
+        prepared = prepare_together(lambda: experiment.data.prepare(tokenizer))
     refuse_misfits(experiment, prepared)
     cluster.print_once(in_words(prepared.description), file=sys.stderr)
     session = Session(
@@ -79,6 +81,8 @@ def train_run(
         stopping.for_loop() as request,
     ):
         cluster.print_once(str(session), file=sys.stderr)
+        for line in kernels_said(experiment.model, placed, experiment.precision):
+            cluster.print_once(line, file=sys.stderr)
         try:
             outcome = _train(session, lambda: begin(experiment), request)
         finally:

@@ -42,7 +42,8 @@ class Objective(abc.ABC):
     per_token: ClassVar[bool] = False
     """Whether its sums over pieces of the rows, in any order of their tokens, add up to
     those over the rows. Layouts that split the sequence then reduce gradients once a
-    step; without this promise, for each microbatch and chunk of the loss."""
+    step; without this promise, which is not inherited, for each microbatch and chunk of
+    the loss."""
 
     @abc.abstractmethod
     def row(self, window: Window) -> dict[str, np.ndarray]:

@@ -99,7 +99,9 @@ class Recipe:
     @property
     def per_token(self) -> bool:
         """Whether a device may be given a piece of each row (Objective.per_token)."""
-        return self.model.any_order and self.objective.per_token
+        # A subclass may add what is no sum over tokens, so it makes its own promise.
+        own_promise = vars(type(self.objective)).get("per_token", False)
+        return self.model.any_order and own_promise
 
     def optimizer(self, anatomy: Anatomy) -> Optimizer:
         """The optimizer of this model's parameters."""

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jaxpar.optim.optimizer import Optimizer
 from jaxpar.partition import own_rows
 from jaxpar.partition.fixed_order import compiler_options
-from jaxpar.partition.layout import Placed
+from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.own_rows import Gathers
 from jaxpar.partition.sharding import use_layout
 from jaxpar.train.gradients import make_gradients, over_parts
@@ -156,7 +156,9 @@ def make_update(optimizer: Optimizer) -> Callable[..., tuple[TrainState, Metrics
     return update
 
 
-def make_forward(recipe: Recipe, placed: Placed) -> Callable[[Any, Batch], Sums]:
+def make_forward(
+    recipe: Recipe, placed: Placed | Layout
+) -> Callable[[Any, Batch], Sums]:
     """A jitted function (params, batch) -> the objective's sums, without dropout."""
     anatomy = recipe.anatomy
 

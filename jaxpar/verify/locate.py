@@ -140,30 +140,35 @@ def _layer_of(
 def _coordinates(
     placed: Placed, wrong: list[Any], devices: list[Any]
 ) -> dict[str, int | list[int]] | None:
-    """Mesh coordinates of the wrong devices, along axes where others are right."""
+    """Mesh coordinates of the wrong devices, along words where others are right."""
     if len(wrong) == len(devices):
         return None
     mesh = placed.mesh
     positions = np.array([np.argwhere(mesh.devices == device)[0] for device in wrong])
     shard = {}
-    for axis, name in enumerate(mesh.axis_names):
+    for axis, word in enumerate(_words(placed.layout)):
         coordinates = sorted({int(i) for i in positions[:, axis]})
-        if len(coordinates) < mesh.shape[name]:
+        if len(coordinates) < mesh.devices.shape[axis]:
             one = len(coordinates) == 1
-            shard[str(name)] = coordinates[0] if one else coordinates
+            shard[word] = coordinates[0] if one else coordinates
     return shard or None
 
 
+def _words(layout: Layout) -> list[str]:
+    """The layout's words without their sizes, one for each axis of its mesh."""
+    return [word.partition("=")[0] for word in layout.spelling.split(",")]
+
+
 def _axis(reference: Reference, part: Part, layout: Layout) -> str:
-    """The mesh axes of the smallest part of the layout that still fails."""
+    """The words of the smallest part of the layout that still fails."""
     words = layout.spelling.split(",")
     for n in range(1, min(len(words), 3)):
         for subset in itertools.combinations(words, n):
             smaller = Layout.parse(",".join(subset))
             leaves = reference.leaves(part, reference.on(smaller))
             if not all(leaf.passed for leaf in leaves):
-                return ",".join(smaller.sizes)
-    return ",".join(layout.sizes)
+                return ",".join(_words(smaller))
+    return ",".join(_words(layout))
 
 
 def first_uses(computed: Computed) -> dict[str, tuple[int, ...]]:

@@ -50,9 +50,9 @@ class First:
     layer: int | None = None
     """Its layer, if it is stacked."""
     shard: dict[str, int | list[int]] | None = None
-    """Mesh coordinates of the wrong devices; None where all devices are wrong."""
+    """Mesh coordinates of the wrong devices, by the layout's words; None for all."""
     axis: str | None = None
-    """The mesh axes that cause it: the fewest with which it is still wrong."""
+    """The words of the layout that cause it: the fewest with which it is wrong."""
 
     def __str__(self) -> str:
         words = [f"{self.where}: {self.name}"]

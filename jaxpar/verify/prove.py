@@ -10,15 +10,16 @@ from jaxpar.models.describe import describe
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.devices import choose_devices
 from jaxpar.partition.layout import Layout, as_layout
+from jaxpar.partition.precision import in_its_types
 from jaxpar.run.directory import RunDir
 from jaxpar.run.placing import layout_for
-from jaxpar.run.session import refuse_misfits
 from jaxpar.verify.compare import FACTOR, Reference
 from jaxpar.verify.locate import locate
 from jaxpar.verify.proof import Proof
-from jaxpar.verify.shrink import shrunk
+from jaxpar.verify.shrink import require_accepted, shrunk
 
 
+@in_its_types
 def verify(
     experiment: Experiment,
     layout: Layout | str | None = None,
@@ -47,10 +48,11 @@ def verify(
             "nothing to compare; name a --layout, or of auto the --devices."
         )
     experiment = dataclasses.replace(experiment, layout=wanted)
-    experiment.recipe().abstract(wanted)
-    refuse_misfits(experiment)
+    if full:
+        require_accepted(experiment, wanted)
+    else:
+        experiment = shrunk(experiment, wanted)
     choose_devices(wanted, devices, may_idle=True)
-    experiment = experiment if full else shrunk(experiment, wanted)
     return prove(Reference(experiment, precision=precision), wanted)
 
 
@@ -107,8 +109,11 @@ def _about(reference: Reference) -> str:
     """The sizes that are compared, and the limits, in one line."""
     experiment = reference.experiment
     rows = f"batch {experiment.data.batch_size} x {experiment.data.seq_len}"
+    if (n := experiment.microbatches) > 1:
+        rows += f" in {n} microbatches"
     limits = "float64, each leaf to 1e-12"
     if reference.exact is not reference.one:
-        types = ", ".join(sorted(set(dataclasses.astuple(experiment.precision))))
+        how = experiment.precision
+        types = ", ".join(sorted({how.params, how.compute, how.reduce}))
         limits = f"{types}; each leaf to {FACTOR:g} x the rounding error of one device"
     return f"{describe(experiment.model)}, {rows}; {limits}"

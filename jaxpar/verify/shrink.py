@@ -1,19 +1,30 @@
 """Shrinking of an experiment to the smallest sizes that a layout divides."""
 
+import contextlib
 import dataclasses
 import math
 from typing import Any
 
+import jax
+import numpy as np
+
 from jaxpar.experiment import Experiment
 from jaxpar.models.describe import fields_of
-from jaxpar.partition.layout import Layout
+from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.rules import IfFree
-from jaxpar.train.objective import Objective
+from jaxpar.run.session import refuse_misfits
+from jaxpar.train.gradients import make_gradients
+from jaxpar.verify.packed_rows import Packed
 
 LAYERS, HEADS, TOKENS, VOCAB = 2, 2, 16, 96
 """Sizes after shrinking, where the layout needs no larger ones."""
 HEAD_DIM = 8
 """Norms of fewer numbers come near 0, and then amplify rounding."""
+ROWS = 2
+"""Rows of a microbatch on each device: of one alone, what mixes rows would not show."""
+PARTS = 2
+"""Microbatches of a batch, and chunks of a device's tokens in the loss: the fewest with
+which the sums over them are proven, too."""
 
 
 def required_multiple(layout: Layout, name: str) -> int:
@@ -22,45 +33,84 @@ def required_multiple(layout: Layout, name: str) -> int:
     for rules in (layout.stored, layout.optimizer, layout.computed):
         axes = (a.axis if isinstance(a, IfFree) else a for a in getattr(rules, name))
         counts.append(math.prod(layout.sizes.get(axis, 1) for axis in axes))
-    return math.lcm(*counts)
+    # Its all-to-all splits the heads that `tensor` leaves to a device.
+    splits_heads = layout.attention == "ulysses" and name in ("heads", "kv_heads")
+    return math.lcm(*counts) * (layout.sizes["context"] if splits_heads else 1)
+
+
+def require_accepted(experiment: Experiment, layout: Layout) -> Any:
+    """Refuses an experiment that a layout cannot split; the shapes of its parameters.
+
+    Raises:
+      UserError: as training would, at its start or while its gradients are traced.
+    """
+    experiment = dataclasses.replace(experiment, layout=layout)
+    recipe, data = experiment.recipe(), experiment.data
+    refuse_misfits(experiment)
+    params, vocab_size = recipe.abstract(layout).params, recipe.model.vocab_size
+    row = Packed(n_rows=1, seq_len=data.seq_len, vocab_size=vocab_size)[0]
+    batch = {
+        name: jax.ShapeDtypeStruct((data.batch_size, *values.shape), values.dtype)
+        for name, values in experiment.objective.row(row).items()
+    }
+    # A mesh without devices: nothing is compiled for it.
+    mesh: Any = layout.abstract()
+    gradients = make_gradients(recipe, Placed(layout, mesh), **experiment.accumulation)
+    jax.eval_shape(gradients, params, batch, np.int32(0))
+    return params
 
 
 def shrunk(experiment: Experiment, layout: Layout) -> Experiment:
     """The experiment on a layout, with small values in the standard size fields.
 
     The kind of model stays: pattern of windows, norms, biases, grouped heads, dropout.
-    An experiment whose configuration refuses the small sizes is returned unshrunk.
+    A model that refuses the small sizes keeps its own, an experiment that refuses to
+    have so few and short rows, too. Otherwise there are PARTS microbatches, and as many
+    chunks of the loss on each device.
 
     Raises:
-      UserError: the layout cannot split the model at its full size.
+      UserError: the layout cannot split the experiment at its full size.
     """
+    require_accepted(experiment, layout)
     whole = dataclasses.replace(experiment, layout=layout)
-    whole.recipe().abstract(layout)
     seq_len = _least(
         experiment.data.seq_len, TOKENS, 2 * required_multiple(layout, "seq")
     )
-    sizes = model_sizes(experiment.model, layout, seq_len)
-    try:
-        model = _resized(experiment.model, sizes)
-        data = dataclasses.replace(
-            experiment.data,
-            seq_len=min(seq_len, model.max_positions),
-            batch_size=_least(
-                experiment.data.batch_size,
-                2 * layout.batch_divisor,
-                experiment.microbatches * layout.batch_divisor,
-            ),
-        )
-        small = dataclasses.replace(
-            whole,
-            model=model,
-            data=data,
-            objective=_with_chunks(experiment, data.seq_len),
-        )
-        small.recipe().abstract(layout)
-    except (ValueError, TypeError):
-        return whole
-    return small
+    for resize in (_small, _unchanged):
+        # Code of the user's own may raise anything where sizes are not its own.
+        with contextlib.suppress(Exception):
+            model = resize(experiment.model, layout, seq_len)
+            small = _with_rows(whole, model, layout, seq_len)
+            params = require_accepted(small, layout)
+            if all(leaf.size for leaf in jax.tree.leaves(params)):
+                return small
+    return whole
+
+
+def _with_rows(
+    experiment: Experiment, model: Any, layout: Layout, seq_len: int
+) -> Experiment:
+    """The experiment with another model, and with as few and short rows as it takes."""
+    seq_len = min(seq_len, model.max_positions)
+    # With `exact`, a batch is summed over its own parts, whatever its microbatches.
+    microbatches = experiment.microbatches if experiment.exact else PARTS
+    rows = ROWS * microbatches * layout.batch_divisor
+    data = dataclasses.replace(
+        experiment.data,
+        seq_len=seq_len,
+        batch_size=math.lcm(rows, experiment.exact or 1),
+    )
+    objective: Any = experiment.objective
+    if getattr(objective, "chunk", None) is not None:
+        chunk = max(1, seq_len // (PARTS * required_multiple(layout, "seq")))
+        objective = dataclasses.replace(objective, chunk=chunk)
+    return dataclasses.replace(
+        experiment,
+        model=model,
+        data=data,
+        objective=objective,
+        microbatches=microbatches,
+    )
 
 
 def model_sizes(model: Any, layout: Layout, seq_len: int) -> dict[str, int]:
@@ -105,11 +155,19 @@ def _least(size: int, wanted: int, multiple: int) -> int:
 
 
 def _vocabulary(fields: dict[str, Any], pieces: int) -> int:
-    """A small vocabulary; only a model that does not pad its own needs a multiple."""
-    size = fields.get("vocab_size", 1)
-    if "vocab_multiple" in fields:
+    """A small vocabulary that divides once a model has padded it to a multiple."""
+    size, padded_to = fields.get("vocab_size", 1), fields.get("vocab_multiple", 1)
+    if -(-VOCAB // padded_to) * padded_to % pieces == 0:
         return min(size, VOCAB)
-    return _least(size, VOCAB, pieces)
+    return _least(size, VOCAB, math.lcm(padded_to, pieces))
+
+
+def _small(model: Any, layout: Layout, seq_len: int) -> Any:
+    return _resized(model, model_sizes(model, layout, seq_len))
+
+
+def _unchanged(model: Any, layout: Layout, seq_len: int) -> Any:
+    return model
 
 
 def _resized(config: Any, sizes: dict[str, int]) -> Any:
@@ -128,11 +186,3 @@ def _resized(config: Any, sizes: dict[str, int]) -> Any:
             most = sizes["max_positions"] // 2
             new[field.name] = tuple(min(window, most) for window in value)
     return dataclasses.replace(config, **new)
-
-
-def _with_chunks(experiment: Experiment, seq_len: int) -> Objective:
-    """The objective, with a chunk shorter than a row if it was shorter before."""
-    chunk = getattr(experiment.objective, "chunk", None)
-    if chunk is None or chunk < seq_len or experiment.data.seq_len <= chunk:
-        return experiment.objective
-    return dataclasses.replace(experiment.objective, chunk=seq_len // 2)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from jaxpar.nn import linear
+from jaxpar.partition.layout import Layout
 from jaxpar.partition.precision import Precision
 from jaxpar.verify import Reference
 from jaxpar.verify.parts import LOGITS, PARTS
@@ -31,3 +32,12 @@ def test_rounding_passes_and_a_bug_does_not(compute, monkeypatch):
     proof = prove(reference, "data=2")
     assert not proof.passed
     assert proof.first is not None and proof.first.name == "layers/mlp/w_gate"
+
+
+def test_logits_are_compared_where_there_are_more_devices_than_rows():
+    run = run_of(MODEL, batch_size=4, seq_len=16, microbatches=1)
+    reference = Reference(run, parts=(LOGITS,))
+    computed = reference.on(Layout.parse("data=2,ring=4"))
+    leaves = reference.leaves(LOGITS, computed)
+    assert leaves and all(leaf.passed for leaf in leaves)
+    assert computed.logits.shape == (4, 16, 120)
