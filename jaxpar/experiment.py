@@ -107,9 +107,9 @@ class Experiment(abc.ABC):
         return Recipe(self.model, self.objective, self.optim, self.precision)
 
     @property
-    def accumulation(self) -> Any:
-        """How a batch's gradients are added up: arguments of a step's makers."""
-        names = ("microbatches", "fsdp_gathers", "exact")
+    def step_options(self) -> Any:
+        """How gradients are made and added up: arguments of a step's makers."""
+        names = ("microbatches", "fsdp_gathers", "exact", "seed")
         return {name: getattr(self, name) for name in names}
 
     def check_layout(self, layout: Layout) -> None:

@@ -4,6 +4,7 @@ XLA compiles fast here rather than fast code. Laws on equal bits hold for the co
 people run: they are marked `exact`, and need `pytest --full-compile`.
 """
 
+import gc
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -79,3 +80,10 @@ def own_cache(tmp_path_factory):
         del os.environ["JAXPAR_CACHE"]
     else:
         os.environ["JAXPAR_CACHE"] = previous
+
+
+@pytest.fixture
+def garbage_is_collected():
+    """What a test leaves is collected at its end, and not in a later one."""
+    yield
+    gc.collect()

@@ -24,8 +24,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def started(folder: Path, n: int, *words: str, extra=lambda i: (), **env: str):
-    """Starts n processes of one command; extra(i): further words for process i."""
+def started(
+    folder: Path, n: int, *words: str, extra=lambda i: (), env_of=lambda i: {}, **env
+):
+    """Starts n processes of one command.
+
+    extra(i) and env_of(i): further words and variables for process i.
+    """
     port, children = free_port(), []
     # No test here compares bits, so they compile fast.
     env = {"XLA_FLAGS": FAST, **env}
@@ -38,7 +43,8 @@ def started(folder: Path, n: int, *words: str, extra=lambda i: (), **env: str):
                 "--num-processes", str(n), "--process-id", str(i),
             ]  # fmt: skip
             with open(folder / f"out{n}.{i}", "w") as out:
-                child = subprocess.Popen(command, stdout=out, stderr=out, env=env)
+                own = {**env, **env_of(i)}
+                child = subprocess.Popen(command, stdout=out, stderr=out, env=own)
             children.append(child)
         yield children
     finally:
@@ -77,6 +83,15 @@ def rows_in(path: Path) -> dict[int, dict[str, str]]:
 def losses(run: Path) -> dict[int, float]:
     rows = read_metrics(run / "metrics.jsonl")
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def wait_for_output(children, folder: Path, text: str) -> None:
+    """Waits until process 0 of two has printed a text."""
+    deadline = time.monotonic() + TIMEOUT
+    while text not in output_of(folder, 2, 0):
+        assert all(child.poll() is None for child in children)
+        assert time.monotonic() < deadline, output_of(folder, 2, 0)
+        time.sleep(0.05)
 
 
 def wait_for_steps(children, folder: Path, run: Path) -> None:

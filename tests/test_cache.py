@@ -1,9 +1,11 @@
 """What is in the cache is whole, readable as the umask says, and nothing else stays."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -26,7 +28,7 @@ cache.build_once(pathlib.Path(sys.argv[1]), build)
 """
 PREPARE = """
 import sys, time
-from jaxpar.data import token_files
+from jaxpar.tokens import part_writer
 from jaxpar.data.source import Text
 
 def encoded(*args):
@@ -35,7 +37,7 @@ def encoded(*args):
         yield one
         time.sleep(60)
 
-real, token_files._encoded = token_files._encoded, encoded
+real, part_writer._encoded = part_writer._encoded, encoded
 Text(sys.argv[1], seq_len=32, batch_size=4).prepare(progress=False)
 """
 
@@ -86,10 +88,46 @@ def test_what_a_living_process_builds_is_left_alone(tmp_path):
     try:
         (its,) = names(tmp_path)
         aged(tmp_path / its, 10 * cache.ABANDONED_SECONDS)
-        cache.build_once(tmp_path / "made", make)
-        assert names(tmp_path) == sorted([its, "made"])
+        cache.build_once(tmp_path / "another", make)
+        assert names(tmp_path) == sorted([its, "another"])
     finally:
         killed(process)
+
+
+def refuse(directory):
+    raise AssertionError(f"{directory} is built a second time")
+
+
+def test_who_wants_what_another_builds_waits_for_it_and_says_so(
+    tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(cache, "LOOKS_BEFORE_A_LINE", 0)
+    process = begun(BUILD.replace("60", "0.5"), tmp_path / "made")
+    assert names(cache.build_once(tmp_path / "made", refuse)) == ["half"]
+    said = f"made is being made by process {process.pid} on .*; this one waits for it"
+    assert re.search(said, capfd.readouterr().err)
+    killed(process)
+
+
+def test_the_wait_for_a_build_ends_with_its_process(tmp_path):
+    process = begun(BUILD, tmp_path / "made")
+    threading.Timer(0.3, process.kill).start()
+    assert names(cache.build_once(tmp_path / "made", make)) == ["whole"]
+    killed(process)
+
+
+def test_of_many_processes_one_builds(tmp_path):
+    code = BUILD.replace("60", "0.3")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path / "made"],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+        )
+        for _ in range(4)
+    ]
+    printed = [process.communicate()[0] for process in processes]
+    assert sorted(printed) == [b"", b"", b"", b"building\n"]
 
 
 @pytest.mark.parametrize("marked", [True, False])

@@ -17,6 +17,7 @@ from one_process import logged
 from jaxpar import pretrain
 from jaxpar.checkpoint.verified import Check
 from jaxpar.data import loader
+from jaxpar.data.same_data import prepare_together
 from jaxpar.errors import UserError
 from jaxpar.metrics.metrics_file import read_metrics
 from jaxpar.partition import cluster, devices
@@ -169,6 +170,47 @@ def test_two_processes_evaluate_what_one_does(half, tmp_path):
 
 
 @pytest.fixture
+def corpus(tmp_path):
+    """The words that name files of text as data, and a cache of one's own for them."""
+    for i in range(30):
+        lines = (f"file {i}, line {n} of it\n" for n in range(200))
+        (tmp_path / f"{i}.txt").write_text("".join(lines))
+    return (f"--data.source=files:{tmp_path}/*.txt", "--num-steps=1")
+
+
+def writings(folder: Path) -> list[int]:
+    """How often each of two processes has said that it tokenises."""
+    return [output_of(folder, 2, i).count("writing the text down") for i in range(2)]
+
+
+@pytest.mark.slow
+def test_of_two_processes_on_one_host_one_tokenises(tmp_path, corpus):
+    def run(name):
+        env = {"JAXPAR_CACHE": str(tmp_path / "cache")}
+        assert pretrain_with(2, tmp_path, tmp_path / name, *corpus, **env) == [0, 0]
+
+    run("first")
+    assert writings(tmp_path) == [1, 0]
+    (made,) = (tmp_path / "cache" / "windows").iterdir()
+    before = [path.stat().st_mtime_ns for path in sorted(made.rglob("*"))]
+    run("second")
+    assert writings(tmp_path) == [0, 0]
+    assert before == [path.stat().st_mtime_ns for path in sorted(made.rglob("*"))]
+
+
+@pytest.mark.slow
+def test_hosts_with_caches_of_their_own_tokenise_once_each(tmp_path, corpus):
+    def alone(i):
+        return {"JAXPAR_CACHE": str(tmp_path / f"cache {i}")}
+
+    run = tmp_path / "run"
+    assert pretrain_with(2, tmp_path, run, *corpus, env_of=alone) == [0, 0]
+    assert writings(tmp_path) == [1, 1]
+    made = [[*(tmp_path / f"cache {i}" / "windows").iterdir()] for i in range(2)]
+    assert [path.name for path in made[0]] == [path.name for path in made[1]]
+
+
+@pytest.fixture
 def no_cluster(monkeypatch):
     """An environment without variables of a launcher."""
     for name in tuple(os.environ):
@@ -227,6 +269,6 @@ def test_simulated_devices_are_divided_evenly_or_refused(no_cluster):
 
 
 def test_one_process_agrees_with_itself():
-    assert cluster.broadcast(1.5) == 1.5 and cluster.first_then_others(lambda: 3) == 3
+    assert cluster.broadcast(1.5) == 1.5 and prepare_together(lambda: 3) == 3
     with pytest.raises(KeyError), cluster.synchronized():
         raise KeyError("x")

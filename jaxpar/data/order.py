@@ -1,5 +1,6 @@
 """The order of rows: which window is in which row of which step."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -8,6 +9,8 @@ import numpy as np
 from jaxpar.errors import UserError
 
 ROUNDS = 8
+TOGETHER = 4_096
+"""Rows whose windows are computed together, where a step has fewer."""
 Skipped = Sequence[tuple[int, int]]
 """Pairs (from_step, window): the window is in no batch from the one of that step on."""
 
@@ -27,11 +30,38 @@ def order(
     Raises:
       UserError: there are no windows, or all are skipped.
     """
+    return _long_order(seed, step, rows, n_windows, skipped, rows)
+
+
+def orders(
+    seed: int, rows: int, n_windows: int, skipped: Skipped = ()
+) -> Callable[[int], np.ndarray]:
+    """`order` as a function of the step, which computes some steps together."""
+    together = max(min(TOGETHER, n_windows) // rows, 1)
+
+    @functools.lru_cache(maxsize=4)
+    def some(first: int) -> np.ndarray:
+        n = rows * together
+        return _long_order(seed, first, rows, n_windows, skipped, n).reshape(-1, rows)
+
+    def of(step: int) -> np.ndarray:
+        first = step - step % together
+        if any(first < from_step < first + together for from_step, _ in skipped):
+            return order(seed, step, rows, n_windows, skipped)
+        return some(first)[step - first]
+
+    return of
+
+
+def _long_order(
+    seed: int, step: int, rows: int, n_windows: int, skipped: Skipped, n: int
+) -> np.ndarray:
+    """The windows of n rows from a step's first row on, if no pair begins in them."""
     if n_windows < 1:
         raise UserError(f"n_windows={n_windows}: there are no windows to train on.")
-    numbers = _numbers(seed, step, rows, n_windows, skipped)
+    numbers = _numbers(seed, step, rows, n_windows, skipped, n)
     epochs, places = numbers // n_windows, numbers % n_windows
-    ids = np.empty(rows, np.int64)
+    ids = np.empty(n, np.int64)
     for epoch in np.unique(epochs):
         in_epoch = epochs == epoch
         ids[in_epoch] = shuffled(places[in_epoch], n_windows, seed, int(epoch))
@@ -71,9 +101,9 @@ def _below(
 
 
 def _numbers(
-    seed: int, step: int, rows: int, n_windows: int, skipped: Skipped
+    seed: int, step: int, rows: int, n_windows: int, skipped: Skipped, n: int
 ) -> np.ndarray:
-    """Which elements of the endless sequence of epochs are the rows of a step."""
+    """Which elements of the endless sequence of epochs are n rows from a step on."""
     begun = sorted(pair for pair in skipped if pair[0] <= step)
     start, since, gone = 0, 0, np.empty(0, np.int64)
     for from_step, pairs in itertools.groupby(begun, key=lambda pair: pair[0]):
@@ -81,7 +111,7 @@ def _numbers(
         start = int(_passing_over(gone, start, before, n_windows, seed)[0])
         since = from_step
         gone = np.union1d(gone, [window for _, window in pairs])
-    ahead = (step - since) * rows + np.arange(rows, dtype=np.int64)
+    ahead = (step - since) * rows + np.arange(n, dtype=np.int64)
     return _passing_over(gone, start, ahead, n_windows, seed)
 
 

@@ -7,14 +7,16 @@ from typing import Any
 
 from jaxpar import cache
 from jaxpar.data import token_files, windows
-from jaxpar.data.block_checksums import damaged
 from jaxpar.data.stored_tokens import open_token_file, read_meta
-from jaxpar.data.tokenizer import ByteTokenizer, Tokenizer, TokenizerConfig
+from jaxpar.data.tokenizer import BPE, ByteTokenizer, Tokenizer, TokenizerConfig
 from jaxpar.data.tokenizer import load as load_tokenizer
 from jaxpar.data.windows import Rows, TokenFile, Windows
 from jaxpar.errors import UserError
 from jaxpar.sources import own_source
 from jaxpar.sources.corpus import Corpus, Document, Example, Lazy
+from jaxpar.tokens.block_checksums import damaged
+from jaxpar.tokens.pieces import LongText
+from jaxpar.tokens.sample import texts_to_learn
 
 EXAMPLES_FORMAT = 1
 CONTENT_DEFINITION = 2
@@ -51,12 +53,16 @@ def learned(config: TokenizerConfig, corpus: Corpus) -> Tokenizer:
 
     def build(directory: pathlib.Path) -> None:
         documents = corpus.by_part["train"]
-        numbers = range(len(documents))
-        texts = (
-            own_source.text_of(corpus, "train", documents, i, must_be_utf8=True)
-            for i in numbers
-        )
-        config.build(texts).save(directory)
+
+        def text(i: int) -> LongText:
+            return own_source.text_of(corpus, "train", documents, i, must_be_utf8=True)
+
+        n = len(documents)
+        if isinstance(config, BPE):
+            found = config.build(texts_to_learn(n, text, most=config.train_bytes))
+        else:
+            found = config.build(text(i)[:] for i in range(n))
+        found.save(directory)
 
     path = cache.build_once(cache.root() / "tokenizers" / name, build)
     try:

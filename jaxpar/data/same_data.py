@@ -1,13 +1,45 @@
-"""Whether data is what a run was trained on, by what its receipt says."""
+"""One set of data for all processes of a run, as for all of its sessions."""
 
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxpar.data.prepare import Prepared
 from jaxpar.errors import UserError
 from jaxpar.partition import cluster
+from jaxpar.sources import known
+
+T = TypeVar("T")
+
+
+def prepare_together(prepare: Callable[[], T]) -> T:
+    """What `prepare` returns, in each of several processes.
+
+    Process 0 prepares first and sends what it has found out of the sources. The others
+    then open what is prepared, where they see it; where not, one process of each host
+    prepares, from sources that must be the same.
+
+    Raises:
+      UserError: they are not, or as `prepare`.
+      OtherProcessFailed: another process failed.
+    """
+    if cluster.count() == 1:
+        return prepare()
+    before = known.FOUND.set({})
+    try:
+        results = []
+        with cluster.synchronized():
+            if cluster.is_first():
+                results.append(prepare())
+        known.FOUND.set(cluster.broadcast(known.FOUND.get()))
+        with cluster.synchronized():
+            if not cluster.is_first():
+                results.append(prepare())
+        return results[0]
+    finally:
+        known.FOUND.reset(before)
 
 
 def require_same_data(

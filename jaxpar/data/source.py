@@ -12,7 +12,8 @@ from jaxpar.data.windows import Windows
 from jaxpar.errors import UserError
 from jaxpar.sources import own_source
 from jaxpar.sources.corpus import WHOLE, Corpus
-from jaxpar.sources.registry import Spelling, find_kind, open_source
+from jaxpar.sources.known import open_known
+from jaxpar.sources.registry import Spelling, find_kind
 from jaxpar.sources.separate_heldout import WithHeldout
 from jaxpar.tables import say_once
 
@@ -152,7 +153,7 @@ def score(
     source: Spelling, tokenizer: Tokenizer, seq_len: int, *, text_field: str = "text"
 ) -> Windows:
     """Windows with all of a source, to be scored; nothing is held out."""
-    corpus = open_source(source, text_field=text_field, parts=WHOLE)
+    corpus = open_known(source, text_field=text_field, parts=WHOLE)
     return prepare.everything(corpus, tokenizer, seq_len=seq_len)
 
 
@@ -168,10 +169,10 @@ def fetch(source: Spelling, *, text_field: str = "text") -> None:
 def _opened(data: Text | Pairs) -> Corpus:
     """The source of some data, together with the one that is held out, if one is."""
     if not data.heldout:
-        return open_source(data.source, text_field=data.text_field)
+        return open_known(data.source, text_field=data.text_field)
     both = (data.source, data.heldout)
     return WithHeldout(
-        *(open_source(s, text_field=data.text_field, parts=WHOLE) for s in both)
+        *(open_known(s, text_field=data.text_field, parts=WHOLE) for s in both)
     )
 
 

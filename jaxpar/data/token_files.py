@@ -1,46 +1,33 @@
 """Token files: documents or examples, tokenised once and written to the cache."""
 
 import functools
-import itertools
 import lzma
 import math
 import pathlib
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jaxpar import cache
 from jaxpar.data import stored_tokens
-from jaxpar.data.block_checksums import ChecksumWriter
+from jaxpar.data.encoding import program_for
 from jaxpar.data.tokenizer import Tokenizer
-from jaxpar.data.windows import Items
 from jaxpar.errors import UserError
 from jaxpar.sources.corpus import Example
-from jaxpar.sources.duplicates import CountInBothParts
 from jaxpar.tables import for_messages
+from jaxpar.tokens import part_writer, unfinished
+from jaxpar.tokens.duplicates import count_in_both
+from jaxpar.tokens.encoders import Encoders
 
 FORMAT = 1
 XZ_LIMIT = 100_000_000
 """Parts of more bytes are not compressed: xz -9 reads about 2 MB/s."""
-BULK_BYTES = 4_000_000
-"""Text that is tokenised in one call."""
-PIECE_BYTES = 1_000_000
-"""Longer texts are cut into pieces, which are tokenised in parallel."""
-GROUP_PIECES = 4
-"""Pieces of one long text that are tokenised in one call."""
+BLOCK_BYTES = 1 << 20
 PROBE_BYTES = 2_000
-
-
-class Encoded(NamedTuple):
-    """An item with the ids of its prompt's pieces, and of its answer's in groups.
-
-    Those of a long answer are made when they are asked for.
-    """
-
-    item: Example
-    prompt: list[np.ndarray]
-    answer: Iterable[list[np.ndarray]]
+TOKENIZER = "tokenizer"
+"""A copy for the processes that encode, until all is written."""
 
 
 def write_token_files(
@@ -57,7 +44,7 @@ def write_token_files(
     `content` is a hash of all items. Every part but `train` is also compressed with xz.
     """
     path = cache.root() / "windows" / identity(content, tokenizer)
-    cache.build_once(path, functools.partial(_write, names, read, tokenizer, progress))
+    unfinished.build(path, functools.partial(_write, names, read, tokenizer, progress))
     _check_probes(path, tokenizer)
     return path
 
@@ -89,128 +76,55 @@ def _write(
     progress: bool,
     directory: pathlib.Path,
 ) -> None:
-    print("writing the text down as tokens, once", file=for_messages())
-    both = CountInBothParts()
+    """Writes all parts; those that another process has written already stay."""
+    is_begun = any(directory.glob(f"*/{part_writer.JOURNAL}"))
+    how = "; a preparation that was stopped goes on" if is_begun else ""
+    print(f"writing the text down as tokens, once{how}", file=for_messages())
+    names, copy = [*names], directory / TOKENIZER
+    with Encoders(tokenizer, copy, program_for(tokenizer)) as encoders:
+        for name in names:
+            if not (directory / name / stored_tokens.META).exists():
+                _write_part(directory, name, read(name), tokenizer, encoders, progress)
+    shutil.rmtree(copy, ignore_errors=True)
     for name in names:
-        items = both.watched(name, read(name))
-        folder = directory / name
-        folder.mkdir()
-        meta = _write_tokens(folder, name, items, tokenizer, progress)
-        small = name != "train" and 0 < meta["bytes"] <= XZ_LIMIT
-        texts = (item.answer for item in items)
-        meta["xz_nats_per_byte"] = xz_nats_per_byte(texts) if small else None
-        meta["in_both_parts"] = both.count()
-        stored_tokens.write_meta(folder, meta)
+        part_writer.remove_scaffold(directory / name)
 
 
-def _write_tokens(
-    folder: pathlib.Path,
+def _write_part(
+    directory: pathlib.Path,
     name: str,
     items: Sequence[Example],
     tokenizer: Tokenizer,
+    encoders: Encoders,
     progress: bool,
-) -> dict[str, Any]:
-    """Writes the tokens of one part, and returns what meta.json says of them.
-
-    Raises:
-      UserError: the tokenizer makes an id beyond its vocabulary.
-    """
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    prompts, ends, sizes, end, largest = [], [], [], 0, 0
-    with ChecksumWriter(folder / stored_tokens.TOKENS) as file:
-        for encoded in _encoded(items, name, tokenizer, progress):
-            head = [[tokenizer.bos_id], *encoded.prompt]
-            tail = [[tokenizer.eos_id]]
-            for group in itertools.chain([head], encoded.answer, [tail]):
-                ids = np.concatenate(group)
-                file.write(ids.astype(dtype).tobytes())
-                end += len(ids)
-                largest = max(largest, int(ids.max()))
-            ends.append(end)
-            prompts.append(1 + sum(len(piece) for piece in encoded.prompt))
-            sizes.append(len(encoded.item.answer))
-    if largest >= tokenizer.vocab_size:
-        raise UserError(
-            f"The tokenizer made id {largest}, but it says that it has only "
-            f"{tokenizer.vocab_size}; repair its vocab_size."
-        )
-    items_of_file = Items(np.array(ends), np.array(prompts), np.array(sizes))
-    items_facts = stored_tokens.write_items(folder, items_of_file)
-    return {
-        "dtype": np.dtype(dtype).name,
-        "items": len(ends),
-        "tokens": end,
-        "bytes": sum(sizes),
-        "max_id": largest,
-        "sha256": file.sha256.hexdigest(),
-        "tokenizer": tokenizer.fingerprint,
-        "probe": _probe(items, tokenizer),
-        "files": {stored_tokens.TOKENS: file.facts, stored_tokens.ITEMS: items_facts},
-    }
+) -> None:
+    folder = directory / name
+    folder.mkdir(exist_ok=True)
+    writer = part_writer.PartWriter(folder, tokenizer)
+    meta = writer.write(items, encoders, f"tokenise {name}", progress)
+    meta["probe"] = _probe(items, tokenizer)
+    small = name != "train" and 0 < meta["bytes"] <= XZ_LIMIT
+    meta["xz_nats_per_byte"] = xz_nats_per_byte(_blocks(items)) if small else None
+    meta["in_both_parts"] = _in_both_parts(directory) if name == "heldout" else 0
+    stored_tokens.write_meta(folder, meta)
 
 
-def _encoded(
-    items: Sequence[Example], name: str, tokenizer: Tokenizer, progress: bool
-) -> Iterator[Encoded]:
-    """Each item with its ids, in order, under a progress bar."""
-    from tqdm.auto import tqdm
-
-    # With `None`, tqdm shows nothing where stderr is no terminal.
-    what, off = f"tokenise {name}", None if progress else True
-    with tqdm(total=len(items), desc=what, unit="doc", disable=off) as bar:
-        for bulk in _bulks(items):
-            if len(bulk) == 1:
-                yield _encoded_alone(bulk[0], tokenizer)
-            else:
-                yield from _encoded_together(bulk, tokenizer)
-            bar.update(len(bulk))
-
-
-def _encoded_together(bulk: list[Example], tokenizer: Tokenizer) -> Iterator[Encoded]:
-    cut = [([*_pieces(item.prompt)], [*_pieces(item.answer)]) for item in bulk]
-    flat = [piece for both in cut for pieces in both for piece in pieces]
-    ids = iter(tokenizer.encode_many(flat))
-    for item, (prompt, answer) in zip(bulk, cut, strict=True):
-        prompt_ids = [next(ids) for _ in prompt]
-        answer_ids = [next(ids) for _ in answer]
-        yield Encoded(item, prompt_ids, [answer_ids] if answer_ids else [])
-
-
-def _encoded_alone(item: Example, tokenizer: Tokenizer) -> Encoded:
-    """One item, of whose answer no more than GROUP_PIECES are in memory at a time."""
-    prompt, pieces = [*_pieces(item.prompt)], _pieces(item.answer)
-    groups = iter(lambda: [*itertools.islice(pieces, GROUP_PIECES)], [])
-    answer = map(tokenizer.encode_many, groups)
-    return Encoded(item, tokenizer.encode_many(prompt), answer)
-
-
-def _bulks(items: Sequence[Example]) -> Iterator[list[Example]]:
-    """The items in lists of about BULK_BYTES; one that is longer is alone."""
-    bulk, size = [], 0
+def _blocks(items: Sequence[Example]) -> Iterator[bytes]:
+    """The answers of all items, one after another."""
     for item in items:
-        added = len(item.prompt) + len(item.answer)
-        if bulk and size + added > BULK_BYTES:
-            yield bulk
-            bulk, size = [], 0
-        bulk.append(item)
-        size += added
-    if bulk:
-        yield bulk
+        for start in range(0, len(item.answer), BLOCK_BYTES):
+            yield item.answer[start : start + BLOCK_BYTES]
 
 
-def _pieces(text: bytes) -> Iterator[bytes]:
-    """A text, cut at line ends where it is longer than PIECE_BYTES."""
-    start = 0
-    while len(text) - start > PIECE_BYTES:
-        stop = text.rfind(b"\n", start, start + PIECE_BYTES) + 1
-        if stop <= start:
-            stop = start + PIECE_BYTES
-            while text[stop] & 0xC0 == 0x80:  # In the middle of a UTF-8 character.
-                stop -= 1
-        yield text[start:stop]
-        start = stop
-    if start < len(text):
-        yield text[start:]
+def _in_both_parts(directory: pathlib.Path) -> int:
+    """Items of the part `heldout` that are in `train`, too."""
+    if not (directory / "train" / part_writer.ROWS).exists():
+        return 0
+    train, heldout = (
+        (block["hash"] for block in part_writer.rows_of(directory / part))
+        for part in ("train", "heldout")
+    )
+    return count_in_both(train, np.concatenate([np.zeros(0, np.uint64), *heldout]))
 
 
 def _probe(items: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,9 +14,11 @@ import numpy as np
 
 from jaxpar import atomic
 from jaxpar.config import require_positive
-from jaxpar.data.learning_text import first_pieces, utf8
 from jaxpar.errors import UserError
 from jaxpar.tables import for_messages
+from jaxpar.tokens.learning_text import first_pieces, utf8
+from jaxpar.tokens.pieces import LongText
+from jaxpar.tokens.words import WordEncoder, is_plain
 
 if TYPE_CHECKING:  # The library is optional: Bytes and `--help` do without it.
     import tokenizers
@@ -24,6 +27,9 @@ FILE = "tokenizer.json"
 """The tokenizer, in the format of the `tokenizers` library."""
 MARK = "jaxpar_tokenizer.json"
 """Type and fingerprint of the tokenizer in a directory, and the hash of its FILE."""
+
+BY_WORDS_BYTES = 1 << 16
+"""From so much text on, looking words up is faster than encoding all of them."""
 
 
 class SpecialIds(NamedTuple):
@@ -114,14 +120,22 @@ class BPETokenizer(Tokenizer):
     """Byte-level byte-pair encoding by the `tokenizers` library."""
 
     def __init__(self, model: "tokenizers.Tokenizer"):
-        self.model = model
+        self.model, self._lock = model, threading.Lock()
         self.n_plain = model.get_vocab_size(with_added_tokens=False)
         learned = json.loads(model.to_str())["model"]
         text = json.dumps([learned["vocab"], learned["merges"]], sort_keys=True)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
 
     def encode_many(self, texts: Sequence[bytes]) -> list[np.ndarray]:
-        return encoded(self.model, texts)
+        """Ids of each text; of much text, each different word is encoded once."""
+        if self._words is None or sum(map(len, texts)) < BY_WORDS_BYTES:
+            return encoded(self.model, texts)
+        with self._lock:
+            return [self._words.encode(utf8(text)) for text in texts]
+
+    @functools.cached_property
+    def _words(self) -> WordEncoder | None:
+        return WordEncoder(self.model) if is_plain(self.model) else None
 
     def decode(self, ids: Iterable[int]) -> str:
         """The bytes of the ids as UTF-8."""
@@ -178,7 +192,8 @@ class BPE(TokenizerConfig):
     vocab_size: int
     """Number of ids: 256 for bytes, 3 special ones, and one for each merge."""
     train_bytes: int = 1_000_000_000
-    """Bytes of text to learn from; the first documents are taken."""
+    """Bytes of text to learn from; the first documents are taken. Of more than 200 MB,
+    200 MB are drawn by hash."""
 
     def __post_init__(self):
         require_positive(self, "train_bytes")
@@ -189,7 +204,7 @@ class BPE(TokenizerConfig):
                 f"{N_SPECIAL} special ids; ask for at least {least}."
             )
 
-    def build(self, texts: Iterable[bytes]) -> Tokenizer:
+    def build(self, texts: Iterable[LongText]) -> Tokenizer:
         """Learns the merges; the same texts in the same order give the same merges."""
         import tokenizers
 

@@ -15,7 +15,6 @@ from jaxpar.data import tokenizer
 from jaxpar.data.tokenizer import SpecialIds, Tokenizer, TokenizerConfig
 from jaxpar.errors import UserError
 from jaxpar.guard.sealed_json import json_object
-from jaxpar.partition import cluster
 from jaxpar.sources import patterns
 from jaxpar.tables import say_once
 
@@ -90,6 +89,9 @@ class TokenizerFile(TokenizerConfig):
         Raises:
           UserError: the file cannot be read, or what ends a text cannot be found.
         """
+        # Heavy: it imports JAX, which those who only load a tokenizer do without.
+        from jaxpar.partition import cluster
+
         file = _file(self.path)
         model, content = _read(file)
         built = LoadedTokenizer(model, content, _special(file, model, self))

@@ -1,10 +1,17 @@
 """Token files, read as windows of a fixed length."""
 
 import abc
+import bisect
 import dataclasses
+import functools
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
+
+STRIDE = 512
+"""Of so many items, the end of one stays in memory once it has been looked up."""
+ITEMS_AT_A_TIME = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +39,8 @@ class Items(NamedTuple):
     """Bytes of each item's answer."""
 
 
-class Ids(Protocol):
-    """A sequence of token ids, of which slices are read: an array, or a file."""
+class Numbers(Protocol):
+    """A sequence of integers, of which slices are read: an array, or a file."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, where: slice, /) -> np.ndarray: ...
@@ -43,21 +50,72 @@ class Ids(Protocol):
 class TokenFile:
     """Items one after another: each is begin, prompt, answer, end.
 
-    A plain document has an empty prompt. `ends`, `prompts` and `sizes` are as in Items.
+    A plain document has an empty prompt. `ends`, `prompts` and `sizes` are as in Items;
+    they may be files, of which only what is looked up is in memory.
     """
 
-    tokens: Ids
-    ends: np.ndarray
-    prompts: np.ndarray
-    sizes: np.ndarray
+    tokens: Numbers
+    ends: Numbers
+    prompts: Numbers
+    sizes: Numbers
     pad_id: int
     xz_nats_per_byte: float | None
     """What xz -9 needs for the text; None where it was not tried."""
+    totals: tuple[int, int] | None = None
+    """The sums of `prompts` and `sizes`; None where they are not known."""
 
-    @property
-    def starts(self) -> np.ndarray:
-        """The first token of each item."""
-        return np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
+    def items_within(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """The items that hold the tokens from start to before stop.
+
+        Their bounds [k + 1], from the first one's first token to the last one's end,
+        and their prompts [k].
+        """
+        full = range(len(self.ends) // STRIDE)
+        block = bisect.bisect_right(full, start, key=self._end_of_block)
+        # An item has two tokens or more; one before the block says where it begins.
+        first, most = max(block * STRIDE - 1, 0), (stop - start) // 2 + 1
+        ends = self.ends[first : (block + 1) * STRIDE + most]
+        i = int(ends.searchsorted(start, "right"))
+        last = int(ends.searchsorted(stop, "left")) + 1
+        bounds = ends[i - 1 : last] if i else np.concatenate([[0], ends[:last]])
+        return bounds, self.prompts[first + i : first + last]
+
+    def item(self, i: int) -> tuple[int, int, int]:
+        """Item i: its first token, the one after its last, and its prompt's length."""
+        ends = self.ends[max(i - 1, 0) : i + 1]
+        return int(ends[0]) if i else 0, int(ends[-1]), int(self.prompts[i : i + 1][0])
+
+    def in_blocks(self) -> Iterator[tuple[int, np.ndarray, Items]]:
+        """All items in order, some at a time: the first's number, lengths, and items.
+
+        Lengths are in tokens [n].
+        """
+        before = 0
+        for first in range(0, len(self.ends), ITEMS_AT_A_TIME):
+            some = slice(first, first + ITEMS_AT_A_TIME)
+            items = Items(self.ends[some], self.prompts[some], self.sizes[some])
+            yield first, np.diff(items.ends, prepend=before), items
+            before = items.ends[-1]
+
+    @functools.cached_property
+    def sums(self) -> tuple[int, int]:
+        """The sums of `prompts` and `sizes`."""
+        if self.totals is not None:
+            return self.totals
+        sums = [(i.prompts.sum(), i.sizes.sum()) for _, _, i in self.in_blocks()]
+        prompts, sizes = np.array(sums or [(0, 0)]).sum(axis=0)
+        return int(prompts), int(sizes)
+
+    def _end_of_block(self, block: int) -> int:
+        if self._block_ends[block] < 0:
+            last = (block + 1) * STRIDE - 1
+            self._block_ends[block] = self.ends[last : last + 1][0]
+        return self._block_ends[block]
+
+    @functools.cached_property
+    def _block_ends(self) -> np.ndarray:
+        """Each STRIDE-th end, where it has been looked up; else -1."""
+        return np.full(len(self.ends) // STRIDE, -1, np.int64)
 
 
 class Windows(abc.ABC):
@@ -83,12 +141,16 @@ class Stream(Windows):
     """Windows that overlap by one token, so that each is a target exactly once."""
 
     def __init__(self, file: TokenFile, seq_len: int, n_windows: int):
-        self._file, self._starts = file, file.starts
-        self._seq_len, self._n = seq_len, n_windows
-        used = min(len(file.tokens), n_windows * seq_len + 1)
-        scored = np.minimum(file.ends, used) - (self._starts + file.prompts)
-        self.n_tokens = int(np.maximum(scored, 0).sum())
-        self.n_bytes = int(file.sizes.sum())
+        self._file, self._seq_len, self._n = file, seq_len, n_windows
+        self._places = np.arange(seq_len + 1, dtype=np.int32)
+        n_tokens, used = len(file.tokens), n_windows * seq_len + 1
+        prompts, self.n_bytes = file.sums
+        self.n_tokens = n_tokens - prompts
+        if used < n_tokens:
+            bounds, prompts = file.items_within(used, n_tokens)
+            answers = bounds[:-1] + prompts
+            unused = bounds[1:] - np.maximum(answers, used)
+            self.n_tokens -= int(unused.sum())
         self.xz_nats_per_byte = file.xz_nats_per_byte
 
     def __len__(self) -> int:
@@ -97,17 +159,24 @@ class Stream(Windows):
     def __getitem__(self, i: int) -> Window:
         if not 0 <= i < self._n:
             raise IndexError(f"Window {i} of {self._n}.")
-        file, first = self._file, i * self._seq_len
-        tokens = file.tokens[first : first + self._seq_len + 1]
-        places = np.arange(first, first + len(tokens))
-        item = np.searchsorted(file.ends, places, "right")
-        place_in_item = places - self._starts[item]
-        width, positions = self._seq_len + 1, np.minimum(place_in_item, places - first)
+        first, width = i * self._seq_len, self._seq_len + 1
+        tokens = self._file.tokens[first : first + width]
+        n, places = len(tokens), self._places[: len(tokens)]
+        bounds, prompts = self._file.items_within(first, first + n)
+        answers = bounds[:-1] + prompts - first
+        if len(prompts) == 1:
+            segments, positions = np.ones(n, np.int32), places
+        else:
+            begins = np.maximum(bounds[:-1] - first, 0)
+            lengths = np.minimum(bounds[1:] - first, n) - begins
+            item = np.repeat(np.arange(len(prompts)), lengths)
+            segments, positions = item + 1, places - begins[item]
+            answers = answers[item]
         return Window(
-            tokens=_padded(tokens, width, np.int32, file.pad_id),
-            segments=_padded(item - item[0] + 1, width, np.int32),
+            tokens=_padded(tokens, width, np.int32, self._file.pad_id),
+            segments=_padded(segments, width, np.int32),
             positions=_padded(positions, width, np.int32),
-            weights=_padded(place_in_item >= file.prompts[item], width, np.float32),
+            weights=_padded(places >= answers, width, np.float32),
         )
 
 
@@ -118,26 +187,32 @@ class Rows(Windows):
     """
 
     def __init__(self, file: TokenFile, seq_len: int):
-        self._file, self._starts = file, file.starts
-        self._width = seq_len + 1
-        lengths = file.ends - self._starts
-        answers = lengths - file.prompts
-        self._kept = np.flatnonzero(answers < self._width)
-        self.n_left_out = len(lengths) - len(self._kept)
-        self.n_cut = int((lengths[self._kept] > self._width).sum())
-        self.n_tokens = int(answers[self._kept].sum())
-        self.n_bytes = int(file.sizes[self._kept].sum())
+        self._file, self._width = file, seq_len + 1
+        self.n_cut = self.n_tokens = self.n_bytes = 0
+        left_out = [np.empty(0, np.int64)]
+        for first, lengths, items in file.in_blocks():
+            answers = lengths - items.prompts
+            fits = answers < self._width
+            left_out.append(first + np.flatnonzero(~fits))
+            self.n_cut += int((fits & (lengths > self._width)).sum())
+            self.n_tokens += int(answers[fits].sum())
+            self.n_bytes += int(items.sizes[fits].sum())
+        left = np.concatenate(left_out)
+        self.n_left_out = len(left)
+        # How many items that are kept lie before each one that is left out.
+        self._kept_before = left - np.arange(len(left))
         self.xz_nats_per_byte = None
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._file.ends) - self.n_left_out
 
     def __getitem__(self, i: int) -> Window:
         if not 0 <= i < len(self):
             raise IndexError(f"Window {i} of {len(self)}.")
-        file, item = self._file, self._kept[i]
-        prompt = file.prompts[item]
-        tokens = file.tokens[self._starts[item] : file.ends[item]]
+        file = self._file
+        item = i + int(np.searchsorted(self._kept_before, i, "right"))
+        start, end, prompt = file.item(item)
+        tokens = file.tokens[start:end]
         room = self._width - (len(tokens) - prompt)
         if prompt > room:
             head, tail = room - room // 2, room // 2
@@ -163,7 +238,9 @@ def all_windows(file: TokenFile, seq_len: int) -> Stream:
 
 
 def _padded(values: np.ndarray, width: int, dtype: type, fill: int = 0) -> np.ndarray:
-    """Some values, padded on the right."""
+    """Some values in an array of their own, padded on the right."""
+    if len(values) == width:
+        return values.astype(dtype)
     full = np.full(width, fill, dtype)
     full[: len(values)] = values
     return full

@@ -46,7 +46,7 @@ def activation_bytes(experiment: Experiment) -> int:
         for name, x in experiment.objective.row(window).items()
     }
     args = recipe.anatomy.shapes, batch, jax.ShapeDtypeStruct((), np.int32)
-    gradients = make_gradients(recipe, placed, **experiment.accumulation)
+    gradients = make_gradients(recipe, placed, **experiment.step_options)
     jaxpr = jax.make_jaxpr(gradients)(*args).jaxpr
     names: Any = recipe.anatomy.names
     names = jax.tree.leaves(names, is_leaf=lambda leaf: isinstance(leaf, tuple))
@@ -87,7 +87,9 @@ def _equation(
     name, inner = eqn.primitive.name, list(inner_jaxprs(eqn.params))
     if name == "shard_map":
         # Shapes inside are those of pieces, which the other axes may split further.
-        left = {a: n for a, n in sizes.items() if a not in eqn.params["newly_manual_axes"]}
+        left = {
+            a: n for a, n in sizes.items() if a not in eqn.params["newly_manual_axes"]
+        }
         pieces = [
             tuple(tuple(a for a in dim if a in left or dim == ANY) for dim in dims)
             for dims in ins

@@ -63,7 +63,7 @@ def parts_on(layout: Layout, parts: int, rows: int) -> int:
 
 
 def compiler_options(platform: str) -> dict[str, str]:
-    """What jax.jit is told so that a program has the same bits on one device, too.
+    """Options of jax.jit with which a program has the same bits on one device, too.
 
     On CPUs the library YNNPACK sums in the order in which the compiler happens to list
     dimensions, which differs where nothing is partitioned.

@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxpar.partition.layout import Layout
+from jaxpar.partition.pieces import gather_pieces, scatter_sum
 from jaxpar.partition.sharding import (
     AxisNames,
     WholeRowsNeeded,
@@ -128,9 +129,10 @@ def widened(params: Any) -> Any:
 
 def gather_once(w: jax.Array, names: AxisNames) -> jax.Array:
     """A parameter, whole over the manual axes, for the whole step."""
-    for i, axes in enumerate(current_context().manual_dims(names, "stored")):
+    context = current_context()
+    for i, axes in enumerate(context.manual_dims(names, "stored")):
         if axes:
-            w = jax.lax.all_gather(w, axes, axis=i, tiled=True)
+            w = gather_pieces(w, names, i, axes, context.automatic)
     return w
 
 
@@ -170,7 +172,7 @@ def reduce_once(grad: jax.Array, names: AxisNames) -> jax.Array:
     done: set[str] = set()
     for i, want in enumerate(context.manual_dims(names, "optimizer")):
         if want and not have[i]:
-            grad = jax.lax.psum_scatter(grad, want, scatter_dimension=i, tiled=True)
+            grad = scatter_sum(grad, names, i, want, context.automatic)
         done |= {*have[i], *want}
     rest = tuple(axis for axis in context.manual if axis not in done)
     grad = jax.lax.psum(grad, rest) if rest else grad

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 
 from jaxpar.errors import UserError
 from jaxpar.partition.layout import Dims, Layout, Placed
+from jaxpar.partition.pieces import gather_pieces, scatter_sum
 from jaxpar.partition.precision import Precision, wide_type
 
 AxisNames = tuple[str | None, ...]
@@ -223,7 +224,7 @@ def gather_value(w: jax.Array, names: AxisNames, dtype: Any) -> jax.Array:
     w = constrain(w.astype(dtype), *names, which="stored")
     for i, axes in enumerate(_manual_slices(names)):
         if axes:
-            w = jax.lax.all_gather(w, axes, axis=i, tiled=True)
+            w = gather_pieces(w, names, i, axes, current_context().automatic)
     return constrain(w, *names)
 
 
@@ -236,7 +237,7 @@ def reduce_gradient(grad: jax.Array, names: AxisNames) -> jax.Array:
     grad = constrain(grad.astype(current_precision().reduce), *names)
     for i, axes in enumerate(_manual_slices(names)):
         if axes:
-            grad = jax.lax.psum_scatter(grad, axes, scatter_dimension=i, tiled=True)
+            grad = scatter_sum(grad, names, i, axes, current_context().automatic)
     return constrain(grad, *names, which="stored")
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from jaxpar.checkpoint.manager import Checkpoints
+from jaxpar.checkpoint.newest_saved import what_is_saved
 from jaxpar.data.order import Skipped, order
-from jaxpar.errors import SaveFailed, one_line
 from jaxpar.experiment import Experiment
 from jaxpar.train.nonfinite import NonfiniteSteps, value_names
 
@@ -39,15 +39,3 @@ def windows_by_step(
         return order(experiment.seed, step - 1, rows, n_windows, skipped).tolist()
 
     return windows_of
-
-
-def what_is_saved(checkpoints: Checkpoints) -> str:
-    """A sentence on the newest checkpoint, once every save has ended."""
-    try:
-        checkpoints.wait()
-    except SaveFailed as error:
-        return one_line(error)
-    newest = checkpoints.newest()
-    if newest is None:
-        return "No checkpoint has been saved."
-    return f"The newest checkpoint is step {newest}."

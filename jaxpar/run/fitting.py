@@ -66,9 +66,7 @@ def make_steps(session: Session) -> Steps:
     """The steps of a session's experiment on its devices."""
     experiment, placed = session.experiment, session.placed
     recipe = experiment.recipe()
-    train = make_train_step(
-        recipe, placed, seed=experiment.seed, **experiment.accumulation
-    )
+    train = make_train_step(recipe, placed, **experiment.step_options)
     evaluate = make_eval_step(recipe, placed, exact=experiment.exact)
     return Steps(session.time.timed(train), evaluate)
 

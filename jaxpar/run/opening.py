@@ -97,10 +97,7 @@ def open_run(
 
 
 def in_types_of_run(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, in the types of the run whose path it takes first.
-
-    It also takes `classes`, as `open_run` does.
-    """
+    """The function, in the types of the run that it takes first, as open_run does."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:

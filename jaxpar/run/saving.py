@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 
 from jaxpar.checkpoint.failed_saves import OnSaveError
 from jaxpar.checkpoint.manager import Checkpoints
+from jaxpar.checkpoint.newest_saved import what_is_saved
 from jaxpar.errors import Diverged, SaveFailed, one_line
 from jaxpar.partition import cluster
-from jaxpar.run.divergence import what_is_saved
 from jaxpar.tables import for_messages
 from jaxpar.train.actions import Action
 from jaxpar.train.converge import Memory

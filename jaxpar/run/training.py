@@ -80,9 +80,8 @@ def train_run(
         kept_in(session.time, run_dir.receipt, run_dir.metrics_path),
         stopping.for_loop() as request,
     ):
-        cluster.print_once(str(session), file=sys.stderr)
-        for line in kernels_said(experiment.model, placed, experiment.precision):
-            cluster.print_once(line, file=sys.stderr)
+        kernels = kernels_said(experiment.model, placed, experiment.precision)
+        cluster.print_once("\n".join([str(session), *kernels]), file=sys.stderr)
         try:
             outcome = _train(session, lambda: begin(experiment), request)
         finally:

@@ -5,10 +5,12 @@ import dataclasses
 import functools
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 from jaxpar.errors import UserError
-from jaxpar.sources import split
+from jaxpar.files import split
+from jaxpar.files.file_text import FileText
+from jaxpar.files.lazy import Lazy
 
 TRAIN_AND_HELDOUT = ("train", "heldout")
 EVERY = "every"
@@ -22,8 +24,8 @@ class Document:
 
     name: str
     """The file, or the record, for messages."""
-    text: bytes
-    """In UTF-8."""
+    text: "bytes | FileText"
+    """In UTF-8; of a long file of plain text it stays in the file."""
     line: int = 1
     """Number of its first line there."""
 
@@ -32,7 +34,7 @@ class Document:
 class Example:
     """An answer, which is scored, after its prompt; a document has no prompt."""
 
-    answer: bytes
+    answer: "bytes | FileText"
     prompt: bytes = b""
 
 
@@ -118,25 +120,6 @@ class Corpus(abc.ABC):
     @classmethod  # noqa: B027 (most have nothing to fetch)
     def fetch(cls, name: str) -> None:
         """Downloads what is missing; only `jaxpar data prepare` calls it."""
-
-
-class Lazy(Sequence[T]):
-    """A sequence whose items are read when they are asked for."""
-
-    def __init__(self, indices: Sequence[int], read: Callable[[int], T]):
-        self._indices, self._read = indices, read
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    @overload
-    def __getitem__(self, i: int) -> T: ...
-    @overload
-    def __getitem__(self, i: slice) -> "Lazy[T]": ...
-    def __getitem__(self, i: int | slice) -> "T | Lazy[T]":
-        if isinstance(i, slice):
-            return Lazy(self._indices[i], self._read)
-        return self._read(self._indices[i])
 
 
 def joined(sequences: Sequence[Sequence[T]]) -> Lazy[T]:

@@ -4,12 +4,13 @@ import csv
 import functools
 import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jaxpar import cache
 from jaxpar.errors import UserError
-from jaxpar.sources import files, patterns
-from jaxpar.sources.json_records import RECORD_BYTES
+from jaxpar.files import scanned
+from jaxpar.files.json_records import RECORD_BYTES
+from jaxpar.sources import patterns
 from jaxpar.sources.parquet import ParquetFiles
 
 FORMAT = 1
@@ -37,11 +38,11 @@ class DelimitedFiles(ParquetFiles):
         return [[file.name, file.digest] for file in self._files]
 
     @functools.cached_property
-    def _files(self) -> list[files.File]:
-        return files.scan(patterns.matching(self.name))
+    def _files(self) -> Sequence[scanned.File]:
+        return scanned.scan(patterns.matching(self.name))
 
 
-def _as_parquet(file: files.File, wanted: str) -> pathlib.Path:
+def _as_parquet(file: scanned.File, wanted: str) -> pathlib.Path:
     number = wanted if wanted.isdigit() else None
     is_tsv = file.name.lower().endswith(".tsv")
     key = cache.key(delimited=FORMAT, content=file.digest, tsv=is_tsv, number=number)
@@ -67,7 +68,7 @@ def _as_parquet(file: files.File, wanted: str) -> pathlib.Path:
     return cache.build_once(cache.root() / "tables" / key, build) / TABLE
 
 
-def _rows(file: files.File, is_tsv: bool) -> Iterator[list[str]]:
+def _rows(file: scanned.File, is_tsv: bool) -> Iterator[list[str]]:
     """The rows that are not blank.
 
     Raises:

@@ -21,7 +21,7 @@ def examples(document: Document) -> Iterator[Example]:
     Raises:
       UserError: the document cannot be parsed as Python.
     """
-    source = document.text
+    source = document.text[:]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Invalid escapes in others' code.

@@ -2,18 +2,19 @@
 
 import bisect
 import functools
-import itertools
 import pathlib
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO, TypeVar, overload
 
 from jaxpar.errors import UserError
-from jaxpar.sources import fields, json_records, split
+from jaxpar.files import json_records, split
+from jaxpar.files.json_array import items_of
+from jaxpar.files.json_records import Record
+from jaxpar.files.line_index import Index, index_of, lines_of
+from jaxpar.files.scanned import File, Piece
+from jaxpar.sources import fields
 from jaxpar.sources.corpus import Document, Example, Lazy
-from jaxpar.sources.files import File, Piece
-from jaxpar.sources.json_array import Items, items_of
-from jaxpar.sources.json_records import RECORD_BYTES, Record
 from jaxpar.sources.text_files import TextFiles
 
 FORMAT = 1
@@ -73,20 +74,19 @@ class JsonLines(TextFiles):
         """As of plain text for examples in .jsonl, which older runs can resume so."""
         identity = super().identity()
         named = all(file.name.lower().endswith(".jsonl") for file in self.scanned)
-        if self.has_only_examples and named and not self._arrays:
+        if self.has_only_examples and named and not any(self._forms.values()):
             return identity
         field = None if self.has_only_examples else self._field
         return {**identity, "json_lines": FORMAT, "field": field}
 
     def tail(self, file: File) -> tuple[int, int]:
         """The first item that starts in the last 5 % of an array, or its last item."""
-        if file.path not in self._arrays:
+        if not self._forms[file.path]:
             return super().tail(file)
-        items = self._arrays[file.path]
-        first = bisect.bisect_left(items.starts, file.size - file.size // split.ONE_IN)
-        first = min(first, len(items.starts) - 1)
-        start, line = items.starts[first], items.lines[first]
-        return (start, line) if first > 0 else (file.size, 1)
+        items = self._indices[file.path]
+        first = items.place_of(file.size - file.size // split.ONE_IN)
+        first = min(first, len(items) - 1)
+        return items[first] if first > 0 else (file.size, 1)
 
     @functools.cached_property
     def _field(self) -> str:
@@ -116,17 +116,17 @@ class JsonLines(TextFiles):
     @functools.cached_property
     def _records(self) -> dict[str, "Records"]:
         pieces = self.pieces.items()
-        return {part: Records(some, self._arrays) for part, some in pieces}
+        return {part: Records(some, self._indices) for part, some in pieces}
 
     @functools.cached_property
-    def _arrays(self) -> dict[pathlib.Path, Items]:
-        """The items of each file that is one array.
+    def _forms(self) -> dict[pathlib.Path, bool]:
+        """Whether each file is one array; others have a record on each line.
 
         Raises:
-          UserError: an array is damaged, or a file begins with neither an array of
-            objects nor an object on each line.
+          UserError: a file begins with neither an array of objects nor an object on
+            each line.
         """
-        arrays = {}
+        forms = {}
         for file in self.scanned:
             form = json_records.form_of(file.path)
             if form == json_records.OBJECT:
@@ -134,9 +134,22 @@ class JsonLines(TextFiles):
                     f"{file.path} begins with a JSON object of several lines, which "
                     f"is no record; {json_records.ADVICE}."
                 )
-            if form == json_records.ARRAY:
-                arrays[file.path] = items_of(file.path, file.name)
-        return arrays
+            forms[file.path] = form == json_records.ARRAY
+        return forms
+
+    @functools.cached_property
+    def _indices(self) -> dict[pathlib.Path, Index]:
+        """Where the records of each file are.
+
+        Raises:
+          UserError: an array is damaged, or a line is too long.
+        """
+        indices = {}
+        for file in self.scanned:
+            is_array = self._forms[file.path]
+            rows = (items_of if is_array else lines_of)(file.path, file.name)
+            indices[file.path] = index_of(rows, file, is_array=is_array)
+        return indices
 
 
 def _text_fields(record: Mapping[str, Any]) -> list[str]:
@@ -148,28 +161,26 @@ def _filled(record: Mapping[str, Any]) -> list[str]:
 
 
 class Records(Sequence[Record]):
-    """The records of some pieces of files; 16 bytes of memory for each.
+    """The records of some pieces of files.
 
     They are read when they are asked for, from a file that stays open for the next one.
     """
 
-    def __init__(self, pieces: Sequence[Piece], arrays: Mapping[pathlib.Path, Items]):
-        """arrays: the items of each file that is one array; others have lines."""
-        self._pieces, self._arrays = pieces, arrays
+    def __init__(self, pieces: Sequence[Piece], indices: Mapping[pathlib.Path, Index]):
+        """indices: where the records of each file are."""
+        self._pieces, self._indices = pieces, indices
         self._open_file = functools.lru_cache(maxsize=1)(_open)
-        self._starts, self._lines = array("q"), array("q")
-        # How many records there are before each piece.
-        self._before = [0]
+        # The number in its file of each piece's first record, and how many there are
+        # in all pieces before it.
+        self._firsts, self._before = array("q"), array("q", [0])
         for piece in pieces:
-            items = arrays.get(piece.path)
-            found = _items_in(items, piece) if items else _not_blank(piece)
-            for start, line in found:
-                self._starts.append(start)
-                self._lines.append(line)
-            self._before.append(len(self._starts))
+            index = indices[piece.path]
+            first, stop = index.place_of(piece.start), index.place_of(piece.stop)
+            self._firsts.append(first)
+            self._before.append(self._before[-1] + stop - first)
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return self._before[-1]
 
     @overload
     def __getitem__(self, i: int) -> Record: ...
@@ -180,21 +191,16 @@ class Records(Sequence[Record]):
             return [self[k] for k in range(*i.indices(len(self)))]
         i = range(len(self))[i]
         p = bisect.bisect(self._before, i) - 1
-        piece, start = self._pieces[p], self._starts[i]
+        piece, index = self._pieces[p], self._indices[self._pieces[p].path]
+        k = self._firsts[p] + i - self._before[p]
+        start, line = index[k]
         file = self._open_file(piece.path)
         file.seek(start)
-        if piece.path not in self._arrays:
-            return Record(piece.name, self._lines[i], file.readline())
+        if not index.is_array:
+            return Record(piece.name, line, file.readline())
         is_last = i + 1 == self._before[p + 1]
-        stop = piece.stop if is_last else self._starts[i + 1]
-        number = 1 + bisect.bisect_left(self._arrays[piece.path].starts, start)
-        return Record(piece.name, self._lines[i], file.read(stop - start), number)
-
-
-def _items_in(items: Items, piece: Piece) -> Iterator[tuple[int, int]]:
-    first = bisect.bisect_left(items.starts, piece.start)
-    stop = bisect.bisect_left(items.starts, piece.stop)
-    return zip(items.starts[first:stop], items.lines[first:stop], strict=True)
+        stop = piece.stop if is_last else index[k + 1][0]
+        return Record(piece.name, line, file.read(stop - start), k + 1)
 
 
 def _open(path: pathlib.Path) -> BinaryIO:
@@ -202,27 +208,3 @@ def _open(path: pathlib.Path) -> BinaryIO:
         return open(path, "rb")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def _not_blank(piece: Piece) -> Iterator[tuple[int, int]]:
-    """The start, in bytes, and the number of each line that is not blank.
-
-    Raises:
-      UserError: a line is longer than RECORD_BYTES.
-    """
-    start = piece.start
-    with _open(piece.path) as file:
-        file.seek(start)
-        for number in itertools.count(piece.line):
-            text = file.readline(RECORD_BYTES + 1)
-            if not text or start >= piece.stop:
-                return
-            if len(text) > RECORD_BYTES:
-                raise UserError(
-                    f"{piece.name}, line {number}: has more than {RECORD_BYTES:,} "
-                    "bytes, the most that a line of JSON may have; write its text as "
-                    "several records, or as a file of plain text."
-                )
-            if text.strip():
-                yield start, number
-            start += len(text)

@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxpar.errors import JaxparError, UserError
+from jaxpar.files import slow_reads
+from jaxpar.files.file_text import FileText
+from jaxpar.files.scanned import BLOCK_BYTES, fault_of_utf8
 from jaxpar.sources.corpus import Corpus, Document
-from jaxpar.sources.files import BLOCK_BYTES, fault_of_utf8
 
 
 @contextlib.contextmanager
@@ -40,8 +42,8 @@ def text_of(
     i: int,
     *,
     must_be_utf8: bool = False,
-) -> bytes:
-    """The text of one document.
+) -> bytes | FileText:
+    """The text of one document; one that stays in its file was checked before.
 
     must_be_utf8: whether the tokenizer can read no other bytes.
 
@@ -50,8 +52,11 @@ def text_of(
     """
     place = f"document {i} of the part {part!r}"
     with named(corpus, place):
-        document = documents[i]
+        with slow_reads.said(f"{corpus.source}: {place}"):
+            document = documents[i]
         text = document.text
+        if isinstance(text, FileText):
+            return text
         what = f"{corpus.source}, {place} ({document.name}): its text is"
         if not isinstance(text, bytes):
             kind = type(text).__name__

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from jaxpar import cache
 from jaxpar.errors import UserError
-from jaxpar.sources import fields, patterns, split
+from jaxpar.files import kept, split
+from jaxpar.sources import fields, patterns
 from jaxpar.sources.corpus import (
     Corpus,
     Document,
@@ -67,7 +68,11 @@ class ParquetFiles(Corpus):
 
     def digests(self) -> list[list[str]]:
         """The name of each file, and a hash of its content."""
-        return [[name, cache.sha256(path)] for name, path in self.paths]
+
+        def digest(path: pathlib.Path) -> str:
+            return kept.answer({"what": "sha256"}, path, lambda: cache.sha256(path))
+
+        return [[name, digest(path)] for name, path in self.paths]
 
     def splits(self) -> dict[str, Sequence[int]]:
         """The numbers, over all files, of the rows of each split that has a name."""

@@ -1,14 +1,16 @@
 """Finds the files that `files:` patterns name: globs, folders, lists, braces."""
 
 import contextvars
+import functools
 import glob
 import itertools
 import os
 import pathlib
 import re
+from collections.abc import Mapping
 
 from jaxpar.errors import UserError
-from jaxpar.sources import compressed
+from jaxpar.files import compressed
 from jaxpar.tables import say_once
 
 FILES = "files:"
@@ -21,7 +23,7 @@ Hits = tuple[pathlib.Path, list[str]]
 """A folder, and the paths from there that a pattern finds."""
 
 
-def matching(spelling: str) -> dict[str, pathlib.Path]:
+def matching(spelling: str) -> Mapping[str, pathlib.Path]:
     """The files that globs find, by their paths from the first wildcard on.
 
     A folder means all files below it. A comma separates patterns, and braces hold what
@@ -34,6 +36,15 @@ def matching(spelling: str) -> dict[str, pathlib.Path]:
         experiment's file than in the working directory; it is a URL, or a path is not
         UTF-8.
     """
+    return compressed.unpacked(found(spelling))
+
+
+def found(spelling: str) -> dict[str, str]:
+    """What `matching` finds, with compressed files as they are; none is opened.
+
+    Raises:
+      UserError: as `matching`.
+    """
     if "://" in spelling:
         raise UserError(
             f"files:{spelling} is not a local path; copy the files here, "
@@ -45,13 +56,14 @@ def matching(spelling: str) -> dict[str, pathlib.Path]:
         hits = {pattern: _hits(pattern) for pattern in spelled_out(spelling)}
     if not hits:
         raise UserError(f"files:{spelling} names no file; write one, or a pattern.")
-    found = [_files_of(pattern, some) for pattern, some in hits.items()]
-    common = os.path.commonpath([os.path.abspath(top) for top, _ in found])
+    files = [_files_of(pattern, some) for pattern, some in hits.items()]
+    common = os.path.commonpath([os.path.abspath(top) for top, _ in files])
     by_name = {}
-    for top, paths in found:
-        below = pathlib.Path(os.path.relpath(os.path.abspath(top), common))
-        by_name |= {(below / name).as_posix(): path for name, path in paths.items()}
-    return compressed.unpacked(_each_once(by_name, os.path.realpath(common)))
+    for top, paths in files:
+        below = os.path.relpath(os.path.abspath(top), common)
+        before = "" if below == os.curdir else f"{below}/"
+        by_name |= {before + name: path for name, path in paths.items()}
+    return _each_once(by_name, os.path.realpath(common))
 
 
 def spelled_out(text: str) -> list[str]:
@@ -102,16 +114,17 @@ def _globbed(pattern: str, root: pathlib.Path) -> list[str]:
     return found or ([pattern] if os.path.exists(root / pattern) else [])
 
 
-def _files_of(
-    pattern: str, hits: Hits | None
-) -> tuple[pathlib.Path, dict[str, pathlib.Path]]:
+def _files_of(pattern: str, hits: Hits | None) -> tuple[pathlib.Path, dict[str, str]]:
     """The folders before a pattern's wildcards, and below them the files it finds."""
-    root, found = hits or (pathlib.Path(), [])
+    root, hit = hits or (pathlib.Path(), [])
     wanted = os.path.expanduser(pattern)
     if os.path.isdir(root / wanted) and not glob.has_magic(wanted):
         wanted = os.path.join(wanted, "**", "*")
-        found = _globbed(wanted, root)
-    paths = [path for path in map(pathlib.Path, found) if (root / path).is_file()]
+        hit = _globbed(wanted, root)
+    # Texts, since a million objects of pathlib take half a minute.
+    start = "" if root == pathlib.Path() else str(root)
+    paths = {path: os.path.join(start, path) for path in hit}
+    paths = {path: there for path, there in paths.items() if os.path.isfile(there)}
     if not paths:
         beside = EXPERIMENT_FOLDER.get()
         raise UserError(
@@ -122,16 +135,26 @@ def _files_of(
     for path in paths:
         _refuse_odd_name(path)
     top = _before_wildcards(wanted)
-    return root / top, {p.relative_to(top).as_posix(): root / p for p in paths}
+    return root / top, {_below(path, top): there for path, there in paths.items()}
 
 
-def _each_once(
-    paths: dict[str, pathlib.Path], real_top: str
-) -> dict[str, pathlib.Path]:
+def _below(path: str, top: pathlib.Path) -> str:
+    """The path from a folder on, with single slashes and no "." between them."""
+    start = f"{top}/"
+    rest = path.removeprefix(start)
+    if (rest == path and top.parts) or "//" in path or "./" in path:
+        return pathlib.Path(path).relative_to(top).as_posix()
+    return rest
+
+
+def _each_once(paths: dict[str, str], real_top: str) -> dict[str, str]:
     """The paths without those that lead to a file that is there already."""
     names: dict[str, str] = {}
+    real_folder = functools.cache(os.path.realpath)
     for name, path in sorted(paths.items()):
-        real = os.path.realpath(path)
+        folder, last = os.path.split(path)
+        is_link = os.path.islink(path)
+        real = os.path.realpath(path) if is_link else f"{real_folder(folder)}/{last}"
         if real not in names or os.path.join(real_top, name) == real:
             names[real] = name
     if len(names) == len(paths):
@@ -145,9 +168,9 @@ def _each_once(
     return {name: path for name, path in paths.items() if name in kept}
 
 
-def _refuse_odd_name(path: pathlib.Path) -> None:
+def _refuse_odd_name(path: str) -> None:
     try:
-        str(path).encode()
+        path.encode()
     except UnicodeEncodeError as error:
         raise UserError(
             f"The file name {os.fsencode(path)!r} is not UTF-8, in which names are "

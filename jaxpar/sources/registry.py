@@ -3,7 +3,7 @@
 import pathlib
 
 from jaxpar.errors import UserError
-from jaxpar.sources import json_records
+from jaxpar.files import json_records
 from jaxpar.sources.corpus import TRAIN_AND_HELDOUT, Corpus
 from jaxpar.sources.delimited import DelimitedFiles
 from jaxpar.sources.jsonl import JsonLines
@@ -52,7 +52,7 @@ def open_source(
       UserError: there is no such kind, or a glob finds files of several kinds.
     """
     kind, name = find_kind(source, text_field=text_field)
-    return kind(name, source=_one(source), text_field=text_field, parts=parts)
+    return kind(name, source=in_one_text(source), text_field=text_field, parts=parts)
 
 
 def find_kind(
@@ -63,7 +63,7 @@ def find_kind(
     Raises:
       UserError: there is no such kind, or a glob finds files of several kinds.
     """
-    source = _one(source)
+    source = in_one_text(source)
     word, colon, name = source.partition(":")
     key = word + colon
     if key not in SOURCES or bool(colon) != bool(name):
@@ -90,6 +90,19 @@ def named_as_records(source: str, number: int = 2) -> bool:
     if number == 2:
         return not suffixes.isdisjoint((".jsonl", ".parquet"))
     return suffixes.isdisjoint((".csv", ".tsv"))
+
+
+def in_one_text(source: Spelling) -> str:
+    """A source in one text; of several ones, the list of their files.
+
+    Raises:
+      UserError: one of several is not of files.
+    """
+    if isinstance(source, str):
+        return source
+    if not source or not all(each.startswith(FILES) for each in source):
+        raise UserError(f"{source} must be files: each, such as files:a.txt.")
+    return FILES + ",".join(each.removeprefix(FILES) for each in source)
 
 
 def _kind_of_files(source: str, pattern: str) -> type[Corpus]:
@@ -134,19 +147,6 @@ def _kind_by_content(path: pathlib.Path) -> type[Corpus] | None:
         return TextFiles
     form = json_records.form_of(path)
     return JsonLines if form in (json_records.LINES, json_records.ARRAY) else TextFiles
-
-
-def _one(source: Spelling) -> str:
-    """A source in one text; of several ones, the list of their files.
-
-    Raises:
-      UserError: one of several is not of files.
-    """
-    if isinstance(source, str):
-        return source
-    if not source or not all(each.startswith(FILES) for each in source):
-        raise UserError(f"{source} must be files: each, such as files:a.txt.")
-    return FILES + ",".join(each.removeprefix(FILES) for each in source)
 
 
 def _suffix(name: str) -> str:

@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxpar import cache
-from jaxpar.sources import files, patterns
+from jaxpar.files import long_json
+from jaxpar.files.scanned import (
+    File,
+    Piece,
+    held_out_whole,
+    scan,
+    split_by_name,
+    tail_of_file,
+    whole_files,
+)
+from jaxpar.sources import patterns
 from jaxpar.sources.corpus import EVERY, WHOLE, Corpus, Document, Lazy
 
 READERS = ("tensorflow-datasets", "array-record")
@@ -16,7 +26,7 @@ READERS = ("tensorflow-datasets", "array-record")
 class TextFiles(Corpus):
     """UTF-8 files that a glob finds."""
 
-    def find(self) -> dict[str, pathlib.Path]:
+    def find(self) -> Mapping[str, pathlib.Path]:
         """The files by their names, whose hashes decide what is held out."""
         return patterns.matching(self.name)
 
@@ -24,26 +34,30 @@ class TextFiles(Corpus):
         return {part: _in_place(pieces) for part, pieces in self.pieces.items()}
 
     def fingerprint(self) -> str:
-        return cache.key(**self.identity())
+        return long_json.key(**self.identity())
 
     def versioned_fingerprint(self, versions: Mapping[str, str] | None = None) -> str:
         found = cache.versions(*READERS, known=versions)
-        return cache.key(**self.identity(), versions=found)
+        return long_json.key(**self.identity(), versions=found)
 
     def identity(self) -> dict[str, Any]:
         """What the fingerprint is a hash of: files and pieces."""
-        pieces = {
-            part: [[p.name, p.start, p.stop] for p in pieces]
-            for part, pieces in self.pieces.items()
-        }
-        return {
-            "files": [[file.name, file.digest] for file in self.scanned],
-            "pieces": pieces,
-        }
 
-    def tail(self, file: files.File) -> tuple[int, int]:
+        def piece(pieces: Sequence[Piece], i: int) -> list[Any]:
+            return [pieces[i].name, pieces[i].start, pieces[i].stop]
+
+        def file(i: int) -> list[str]:
+            return [self.scanned[i].name, self.scanned[i].digest]
+
+        pieces = {
+            part: Lazy(range(len(some)), functools.partial(piece, some))
+            for part, some in self.pieces.items()
+        }
+        return {"files": Lazy(range(len(self.scanned)), file), "pieces": pieces}
+
+    def tail(self, file: File) -> tuple[int, int]:
         """Where the held-out end of a file starts, in bytes, and its line's number."""
-        return files.tail_of_file(file.path)
+        return tail_of_file(file.path)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -57,31 +71,31 @@ class TextFiles(Corpus):
         """What is held out, in words."""
         if self.parts == WHOLE:
             return "nothing"
-        if files.held_out_whole(self.scanned):
+        if held_out_whole(self.scanned):
             return "whole files, by the hash of their names"
         return "the end of each file"
 
     @functools.cached_property
-    def paths(self) -> dict[str, pathlib.Path]:
+    def paths(self) -> Mapping[str, pathlib.Path]:
         """The files, including the empty ones."""
         return self.find()
 
     @functools.cached_property
-    def scanned(self) -> list[files.File]:
+    def scanned(self) -> Sequence[File]:
         """The files that are not empty, each of them read and checked."""
-        return files.scan(self.paths)
+        return scan(self.paths)
 
     @functools.cached_property
-    def pieces(self) -> dict[str, list[files.Piece]]:
+    def pieces(self) -> dict[str, Sequence[Piece]]:
         """The pieces of files in each part; a part without any has no entry."""
         if self.parts == WHOLE:
-            by_part = {EVERY: files.whole_files(self.scanned)}
+            by_part = {EVERY: whole_files(self.scanned)}
         else:
-            by_part = files.split_by_name(self.scanned, self.tail)
+            by_part = split_by_name(self.scanned, self.tail)
         return {part: pieces for part, pieces in by_part.items() if pieces}
 
 
-def _in_place(pieces: Sequence[files.Piece]) -> Lazy[Document]:
+def _in_place(pieces: Sequence[Piece]) -> Lazy[Document]:
     def read(i: int) -> Document:
         piece = pieces[i]
         return Document(piece.name, piece.read(), piece.line)

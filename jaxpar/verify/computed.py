@@ -110,12 +110,7 @@ class Computed:
 
     def _gradient_program(self, recipe: Recipe) -> CompiledAhead:
         experiment, target = self.experiment, self.target.params
-        function = make_gradients(
-            recipe,
-            self.placed,
-            seed=experiment.seed,
-            **experiment.accumulation,
-        )
+        function = make_gradients(recipe, self.placed, **experiment.step_options)
         jitted = jax.jit(function, out_shardings=(_shardings(target), None))
         return CompiledAhead(jitted, target, self.batch, STEP)
 

@@ -55,7 +55,7 @@ def require_accepted(experiment: Experiment, layout: Layout) -> Any:
     }
     # A mesh without devices: nothing is compiled for it.
     mesh: Any = layout.abstract()
-    gradients = make_gradients(recipe, Placed(layout, mesh), **experiment.accumulation)
+    gradients = make_gradients(recipe, Placed(layout, mesh), **experiment.step_options)
     jax.eval_shape(gradients, params, batch, np.int32(0))
     return params
 

@@ -15,8 +15,9 @@ from jaxpar.checkpoint.manager import Checkpoints
 from jaxpar.checkpoint.verified import Check
 from jaxpar.errors import SaveFailed
 from tests.checkpoint.test_faults import reading, state_at
-from tests.small_disks import files_of_at_most, small_disk
+from tests.small_disks import FAILED_SAVES, files_of_at_most, small_disk
 
+pytestmark = FAILED_SAVES
 SECONDS = 30  # Two cores may be busy.
 PAGE = 4096
 

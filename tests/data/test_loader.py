@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxpar.data import windows
+from jaxpar.data import read_ahead, windows
 from jaxpar.data.loader import batches, eval_batches
 from jaxpar.data.order import order
 from jaxpar.data.task import causal
@@ -85,6 +85,23 @@ def test_a_row_that_cannot_be_made_is_named_where_it_is_used():
     )
     with pytest.raises(DataWentBad, match=r"batch 0 \(window 2\).*disk gone"):
         next(found)
+
+
+def test_a_row_that_hangs_is_named_with_its_window(monkeypatch, capsys):
+    monkeypatch.setattr(read_ahead, "SAY_SECONDS", 0.1)
+    monkeypatch.setattr(read_ahead, "WAIT_SECONDS", 0.01)
+
+    def slow(window):
+        if window.tokens[0] == 2 * SEQ_LEN:
+            time.sleep(0.5)
+        return causal(window)
+
+    where = placed("data=4")
+    found = batches(some_windows(4), slow, batch_size=4, seed=0, placed=where)
+    next(found)
+    row = order(0, 0, 4, 4).tolist().index(2)
+    said = f"Batch 0 has been awaited for 0 s: row {row} (window 2) has been read for "
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_evaluation_reads_every_window_once_and_fills_up_with_weight_zero():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxpar.data.order import order, places_of, shuffled
+from jaxpar.data.order import order, orders, places_of, shuffled
 
 
 @given(n=st.integers(1, 600), seed=st.integers(-(2**70), 2**70))
@@ -101,3 +101,17 @@ def test_skipping_all_windows_is_refused():
     with pytest.raises(ValueError, match="All 3 windows are skipped"):
         order(0, 5, 4, 3, [(0, 0), (2, 1), (5, 2)])
     assert set(order(0, 4, 4, 3, [(0, 0), (2, 1), (5, 2)])) == {2}
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    rows=st.integers(1, 9),
+    n=st.integers(5, 60),
+    first=st.integers(0, 10**6),
+    skipped=LISTS,
+)
+def test_steps_computed_together_are_those_computed_alone(rows, n, first, skipped):
+    skipped = [(first + from_step, window % n) for from_step, window in skipped][:4]
+    together = orders(7, rows, n, skipped)
+    for step in [*range(first, first + 15), first]:
+        assert together(step).tolist() == order(7, step, rows, n, skipped).tolist()

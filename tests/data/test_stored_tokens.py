@@ -13,13 +13,14 @@ import pytest
 
 from jaxpar import cache
 from jaxpar.cli import main
-from jaxpar.data import block_checksums, prepare, stored_tokens
+from jaxpar.data import prepare, stored_tokens
 from jaxpar.data.loader import batches
 from jaxpar.data.source import Pairs, Text, score
 from jaxpar.data.task import causal
 from jaxpar.data.tokenizer import BPE, ByteTokenizer
 from jaxpar.errors import DataWentBad
 from jaxpar.partition.layout import Layout
+from jaxpar.tokens import block_checksums
 
 FILES = ["meta.json", "tokens.bin", "items.npy", "tokens.bin.crc32", "items.npy.crc32"]
 LINES = b"".join(b"line %d of a text\n" % i for i in range(100))
@@ -61,7 +62,7 @@ def flip(path, place, bit):
 def without_checksums(path):
     """Makes a preparation what older versions of jaxpar wrote."""
     meta = stored_tokens.read_meta(path)
-    del meta["files"], meta["in_both_parts"]
+    del meta["files"], meta["in_both_parts"], meta["prompt_tokens"]
     (path / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     for file in path.glob("*.crc32"):
         file.unlink()
@@ -160,6 +161,27 @@ def test_a_largest_id_beyond_the_tokenizer_is_refused(source, largest):
     stored_tokens.write_meta(path, {**meta, "max_id": largest})
     with pytest.raises(DataWentBad, match=f"{largest}, while the tokenizer has 259"):
         source.prepare()
+
+
+@pytest.mark.parametrize("checked", [0, stored_tokens.CHECKED_BYTES])
+def test_items_too_many_for_memory_are_read_where_they_are_looked_up(
+    source, monkeypatch, checked
+):
+    before = source.prepare()
+    monkeypatch.setattr(stored_tokens, "ITEMS_IN_MEMORY", 5)
+    monkeypatch.setattr(stored_tokens, "CHECKED_BYTES", checked)
+    after = source.prepare()
+    assert after.description == before.description
+    for part in ("train", "heldout"):
+        for ours, theirs in zip(
+            getattr(after, part), getattr(before, part), strict=True
+        ):
+            for name in ("tokens", "segments", "positions", "weights"):
+                assert (getattr(ours, name) == getattr(theirs, name)).all()
+    path = folder(source) / "items.npy"
+    flip(path, path.stat().st_size - 1, 3)
+    with pytest.raises(DataWentBad, match=r"items.npy is damaged"):
+        source.prepare().train[0]
 
 
 def test_a_preparation_without_checksums_opens_as_the_same(source):

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxpar.data import learning_text, tokenizer
+from jaxpar.data import tokenizer
 from jaxpar.data.tokenizer import BPE, Bytes
 from jaxpar.errors import UserError
+from jaxpar.tokens import learning_text
 
 TEXTS = [b"def f(x):\n    return x + 1\n" * 20, "naïve Öl \u2192 \U0001f600\n".encode()]
 BOTH = [Bytes().build(TEXTS), BPE(300).build(TEXTS)]

@@ -1,5 +1,7 @@
 """Every token is a target once, and windows know their documents."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -25,7 +27,7 @@ def test_every_token_but_the_first_of_a_document_is_scored_once(lengths, seq_len
     corpus = token_file(lengths)
     rows = [causal(window) for window in windows.all_windows(corpus, seq_len)]
     scored = np.concatenate([row["targets"][row["weights"] > 0] for row in rows])
-    firsts = set(corpus.tokens[corpus.starts].tolist())
+    firsts = set(corpus.tokens[[0, *corpus.ends[:-1]]].tolist())
     assert scored.tolist() == [t for t in corpus.tokens.tolist() if t not in firsts]
 
 
@@ -37,6 +39,61 @@ def test_the_count_of_scored_tokens_is_the_sum_of_weights(lengths, seq_len):
     ):
         total = sum(causal(window)["weights"].sum() for window in found)
         assert found.n_tokens == total
+
+
+class Watched:
+    """Numbers that note how many of them were read at a time."""
+
+    def __init__(self, numbers):
+        self.numbers, self.most = numbers, 0
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, where):
+        found = self.numbers[where]
+        self.most = max(self.most, len(found))
+        return found
+
+
+@pytest.mark.parametrize("stride", [1, 2, 7, 512])
+def test_items_are_looked_up_a_few_at_a_time_and_are_the_same(monkeypatch, stride):
+    monkeypatch.setattr(windows, "STRIDE", stride)
+    random = np.random.default_rng(0)
+    lengths = random.integers(2, 9, 5_000)
+    corpus = token_file(lengths, random.integers(1, lengths))
+    watched = {n: Watched(getattr(corpus, n)) for n in ("ends", "prompts", "sizes")}
+    sums = int(corpus.prompts.sum()), int(corpus.sizes.sum())
+    stored = dataclasses.replace(corpus, **watched, totals=sums)
+    for make in (windows.full_windows, windows.all_windows):
+        found, expected = make(stored, 40), make(corpus, 40)
+        assert len(found) == len(expected)
+        assert (found.n_tokens, found.n_bytes) == (expected.n_tokens, expected.n_bytes)
+        for i in [*random.permutation(len(found))[:200], 0, len(found) - 1]:
+            item_of = np.repeat(np.arange(len(lengths)), lengths)
+            places = np.arange(40 * i, min(40 * i + 41, len(item_of)))
+            item, n = item_of[places], len(places)
+            in_item = places - (corpus.ends - lengths)[item]
+            window = found[i]
+            assert (window.tokens[:n] == corpus.tokens[places]).all()
+            assert (window.segments[:n] == item - item[0] + 1).all()
+            assert (window.positions[:n] == np.minimum(in_item, np.arange(n))).all()
+            assert (window.weights[:n] == (in_item >= corpus.prompts[item])).all()
+    assert max(each.most for each in watched.values()) <= stride + 25
+
+
+def test_rows_are_the_items_that_fit_in_their_order(monkeypatch):
+    monkeypatch.setattr(windows, "ITEMS_AT_A_TIME", 7)
+    random = np.random.default_rng(0)
+    lengths = random.integers(2, 20, 100)
+    prompts = random.integers(1, lengths)
+    rows = Rows(token_file(lengths, prompts), 9)
+    fits = np.flatnonzero(lengths - prompts < 10)
+    starts = np.cumsum(lengths) - lengths
+    assert 50 < len(fits) == len(rows) < 100 and rows.n_left_out == 100 - len(fits)
+    assert [row.tokens[0] for row in rows] == (starts[fits] + 1).tolist()
+    assert rows.n_tokens == sum(causal(row)["weights"].sum() for row in rows)
+    assert rows.n_bytes == (lengths[fits] - 2).sum()
 
 
 def test_positions_restart_with_each_document_and_each_window():

@@ -18,8 +18,9 @@ from jaxpar.metrics.metrics_file import read_metrics
 from jaxpar.run.directory import RunDir
 from tests.flags import FAST
 from tests.run.test_resumed_metrics import RUN
-from tests.small_disks import small_disk
+from tests.small_disks import FAILED_SAVES, small_disk
 
+pytestmark = FAILED_SAVES
 SHORT = dataclasses.replace(RUN, num_steps=6, save_every=50, log_every=2)
 EXPERIMENT = """
 import dataclasses

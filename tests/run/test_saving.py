@@ -19,7 +19,9 @@ from jaxpar.train.actions import Stop
 from jaxpar.train.loop import History
 from tests.checkpoint.test_full_disk import begin_and_fail, big
 from tests.run.test_resumed_metrics import RUN
+from tests.small_disks import FAILED_SAVES
 
+pytestmark = FAILED_SAVES
 UNWRITABLE = Path("/sys/jaxpar")
 """Where not even root can make a file, on Linux."""
 

@@ -8,7 +8,7 @@ from jaxpar import cache
 from jaxpar.data.source import Pairs, Text, score
 from jaxpar.data.tokenizer import BPE, ByteTokenizer
 from jaxpar.errors import UserError
-from jaxpar.sources import files, split
+from jaxpar.files import scanned, split
 from jaxpar.sources.jsonl import JsonLines, Records
 from jaxpar.sources.registry import open_source
 from jaxpar.sources.text_files import TextFiles
@@ -267,7 +267,7 @@ def test_a_byte_that_is_not_utf8_is_named_wherever_a_block_ends(tmp_path, monkey
     (tmp_path / "a.jsonl").write_bytes(text + b"\xff\n")
     (tmp_path / "b.jsonl").write_bytes(text + b"\xc3")
     for block_bytes in (1, 7, 1 << 20):
-        monkeypatch.setattr(files, "BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(scanned, "BLOCK_BYTES", block_bytes)
         for name in "ab":
             words = rf"{name}\.jsonl is not UTF-8 at byte {len(text)};"
             with pytest.raises(UserError, match=words):
@@ -276,7 +276,7 @@ def test_a_byte_that_is_not_utf8_is_named_wherever_a_block_ends(tmp_path, monkey
 
 def test_blocks_change_neither_hash_nor_pieces(texts, monkeypatch):
     before = open_source(texts)
-    monkeypatch.setattr(files, "BLOCK_BYTES", 11)
+    monkeypatch.setattr(scanned, "BLOCK_BYTES", 11)
     assert open_source(texts).fingerprint() == before.fingerprint()
     assert open_source(texts).pieces == before.pieces
 
@@ -284,9 +284,9 @@ def test_blocks_change_neither_hash_nor_pieces(texts, monkeypatch):
 def test_lines_keep_16_bytes_each_and_no_text(texts):
     corpus = open_source(texts)
     assert isinstance(corpus, JsonLines)
-    lines = Records(corpus.pieces["train"], {})
-    held = lines._starts, lines._lines
-    assert sum(array.itemsize * len(array) for array in held) == 16 * len(lines)
+    (index,) = corpus._indices.values()
+    assert index._rows.nbytes == 16 * len(index)
+    lines = Records(corpus.pieces["train"], corpus._indices)
     assert lines[-1] == lines[len(lines) - 1] and len(lines[:3]) == 3
     with pytest.raises(IndexError):
         lines[len(lines)]

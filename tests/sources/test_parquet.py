@@ -7,7 +7,7 @@ from pyarrow import parquet
 from jaxpar.data.source import Pairs, Text, score
 from jaxpar.data.tokenizer import ByteTokenizer
 from jaxpar.errors import UserError
-from jaxpar.sources import split
+from jaxpar.files import split
 from jaxpar.sources.parquet import ParquetFiles
 from jaxpar.sources.registry import open_source
 

@@ -103,7 +103,7 @@ def test_an_experiment_checks_its_layout_and_names_its_fields():
     data = Text("synthetic", seq_len=24, batch_size=16)
     known = {"model": GPT, "data": data, "optim": AdamW(1e-3, **RATES), "num_steps": 1}
     layout = Layout.parse("data=8")
-    assert Pretrain(**known, layout=layout, exact=16).accumulation["exact"] == 16
+    assert Pretrain(**known, layout=layout, exact=16).step_options["exact"] == 16
     with pytest.raises(UserError, match="exact=8: layout fsdp=8"):
         Pretrain(**known, layout=Layout.parse("fsdp=8"), exact=8)
     with pytest.raises(UserError, match="exact=-1"):

@@ -178,18 +178,38 @@ def _leaves(tree):
         yield from _leaves(leaf) if isinstance(leaf, dict) else [leaf]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(
-    ("layout", "most"),
-    [
-        # Gradients are reduced once a step, whatever runs between.
-        ("data=8", 1.1),
-        ("replica=2,data=4", 1.1),
-        ("zero1=8", 1.1),
-        ("data=4,tensor=2", 1.1),
-    ],
-)
-def test_a_step_sends_little_more_than_it_must(layout, most, dtype):
+SLOW = pytest.mark.slow
+# With 4 chunks of the loss and 4 microbatches; the reason of each surplus above 1.1.
+LIMITS = [
+    ("data=8", "float32", 1.01),
+    ("zero1=8", "bfloat16", 1.01),
+    ("fsdp=8", "bfloat16", 1.05),
+    ("data=4,tensor=2", "bfloat16", 1.01),
+    # Not so where collectives over data make the compiler gather over tensor first.
+    ("fsdp=4,tensor=2", "bfloat16", 1.05),
+    ("data=2,context=4", "bfloat16", 1.01),
+    pytest.param("data=8", "bfloat16", 1.01, marks=SLOW),
+    pytest.param("zero1=8", "float32", 1.01, marks=SLOW),
+    pytest.param("zero1=4,tensor=2", "float32", 1.05, marks=SLOW),
+    pytest.param("fsdp=8", "float32", 1.05, marks=SLOW),
+    pytest.param("replica=2,data=4", "bfloat16", 1.01, marks=SLOW),
+    pytest.param("replica=2,fsdp=4", "bfloat16", 1.05, marks=SLOW),
+    pytest.param("data=4,tensor=2", "float32", 1.01, marks=SLOW),
+    # A CPU has an all-reduce and a slice where others have a reduce-scatter.
+    pytest.param("data=4,tensor=2+sp", "float32", 1.25, marks=SLOW),
+    pytest.param("data=4,tensor=2+sp", "bfloat16", 1.2, marks=SLOW),
+    pytest.param("data=2,ring=4", "float32", 1.01, marks=SLOW),
+    # The gradients of keys and values go round in float32, in which they are added up.
+    pytest.param("data=2,ring=4", "bfloat16", 1.13, marks=SLOW),
+    pytest.param("data=2,ulysses=4", "float32", 1.01, marks=SLOW),
+    pytest.param("data=2,ulysses=4", "bfloat16", 1.05, marks=SLOW),
+    pytest.param("fsdp=2,ring=4", "bfloat16", 1.1, marks=SLOW),
+    pytest.param("tensor=8", "bfloat16", 1.01, marks=SLOW),
+]
+
+
+@pytest.mark.parametrize(("layout", "dtype", "most"), LIMITS)
+def test_a_step_sends_little_more_than_it_must(layout, dtype, most):
     assert report(Case(layout, dtype, chunks=4, microbatches=4)) <= most
 
 
@@ -201,7 +221,8 @@ def test_copies_reduce_their_gradients_once_a_step():
 @pytest.mark.slow
 @pytest.mark.skipif(not has_cuda(), reason=f"It {CUDA_MISSING}.")
 @pytest.mark.parametrize(
-    "layout", ["data=8", "fsdp=8", "data=4,tensor=2", "data=4,tensor=2+sp"]
+    "layout",
+    ["data=8", "fsdp=8", "data=4,tensor=2", "data=4,tensor=2+sp", "fsdp=4,tensor=2"],
 )
 def test_a_step_for_nvidia_devices_sends_little_more_than_it_must(layout):
     case = Case(layout, "bfloat16", chunks=4, microbatches=4, target="h100")

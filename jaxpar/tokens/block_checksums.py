@@ -20,6 +20,7 @@ BLOCK_BYTES = 1 << 16
 """Bytes of one checksum: a small read checks a whole block, about as much as a disk
 reads ahead; the checksums of 1 TB are 64 MB."""
 SUFFIX = ".crc32"
+READ_BYTES = 1 << 20
 
 
 def damaged(path: pathlib.Path, what: str, *, preparation: pathlib.Path) -> DataWentBad:
@@ -49,20 +50,24 @@ def unreadable(
 
 
 class ChecksumWriter:
-    """A new file with a checksum of each block, of the bytes that were given to it.
+    """A growing file with a checksum of each block, of the bytes that were given to it.
 
     Used as a context, at whose end the checksums are written beside the file.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, *, size: int = 0):
+        """size: bytes that the file has, to which more are written; others are cut."""
         self.path = path
         self.sha256 = hashlib.sha256()
         """Of all bytes so far."""
         self.facts: dict[str, Any] = {}
         """What CheckedFile needs to know of the file; filled at the end."""
-        self._file = open(path, "wb")
+        self._file = open(path, "r+b" if size else "w+b")
         self._sums = array("I")
         self._sum, self._filled, self._size = 0, 0, 0
+        while block := self._file.read(min(READ_BYTES, size - self._size)):
+            self._count(block)
+        self._file.truncate(size)
 
     def __enter__(self) -> Self:
         return self
@@ -84,6 +89,15 @@ class ChecksumWriter:
     def write(self, content: bytes) -> None:
         """Appends some bytes."""
         self._file.write(content)
+        self._count(content)
+
+    def sync(self) -> int:
+        """Bytes so far, all of which are on the disk now."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._size
+
+    def _count(self, content: bytes) -> None:
         self.sha256.update(content)
         self._size += len(content)
         rest = memoryview(content)

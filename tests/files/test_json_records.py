@@ -7,8 +7,8 @@ import pytest
 from jaxpar.data.source import Pairs, Text, score
 from jaxpar.data.tokenizer import ByteTokenizer
 from jaxpar.errors import UserError
-from jaxpar.sources import json_array, json_records, jsonl
-from jaxpar.sources.json_records import ARRAY, LINES, OBJECT, form_of
+from jaxpar.files import json_array, json_records, line_index
+from jaxpar.files.json_records import ARRAY, LINES, OBJECT, form_of
 from jaxpar.sources.jsonl import JsonLines
 from jaxpar.sources.registry import find_kind, named_as_records, open_source
 from jaxpar.sources.text_files import TextFiles
@@ -205,7 +205,7 @@ def test_answers_that_are_numbers_are_refused_and_not_left_out(tmp_path):
 
 
 def test_a_record_above_the_limit_is_refused_by_file_and_line(tmp_path, monkeypatch):
-    for module in (json_array, jsonl):
+    for module in (json_array, line_index):
         monkeypatch.setattr(module, "RECORD_BYTES", 5_000)
     small, large = ({"text": "x" * n} for n in (4_000, 6_000))
     lines = [json.dumps(each) for each in (small, small, large)]

@@ -5,9 +5,11 @@ import re
 from collections.abc import Iterable, Iterator
 
 from jaxpar.errors import UserError
+from jaxpar.tokens.pieces import LongText
 
-LEARN_BYTES = 1_000_000
-"""Longer texts are learned from in pieces: the library needs 100 times its bytes."""
+LEARN_BYTES = 100_000
+"""Longer texts are learned from in pieces: the library needs 100 times its bytes, and
+holds 256 of them."""
 LONGEST_WORD = 16_000_000
 """A word of more characters is cut, too."""
 BETWEEN_WORDS = re.compile(r"(?<=[^\W_])(?=[ \n][^\W_]|[。，、！？])")
@@ -15,7 +17,7 @@ BETWEEN_WORDS = re.compile(r"(?<=[^\W_])(?=[ \n][^\W_]|[。，、！？])")
 newline between letters or digits, and before punctuation of Chinese and Japanese."""
 
 
-def first_pieces(texts: Iterable[bytes], limit: int) -> Iterator[str]:
+def first_pieces(texts: Iterable[LongText], limit: int) -> Iterator[str]:
     """The first whole texts that together reach `limit` bytes, in pieces of words.
 
     Raises:
@@ -28,13 +30,13 @@ def first_pieces(texts: Iterable[bytes], limit: int) -> Iterator[str]:
         yield from _words(text)
 
 
-def _words(text: bytes) -> Iterator[str]:
+def _words(text: LongText) -> Iterator[str]:
     """A text, cut between words where it is longer than LEARN_BYTES.
 
     Merges are learned within words, so they are the same as those of the whole.
     """
     if len(text) <= LEARN_BYTES:
-        yield utf8(text)
+        yield utf8(text[:])
         return
     decoder, waiting, looked = codecs.getincrementaldecoder("utf-8")(), "", 0
     for start in range(0, len(text), LEARN_BYTES):
@@ -42,7 +44,7 @@ def _words(text: bytes) -> Iterator[str]:
         try:
             waiting += decoder.decode(text[start : start + LEARN_BYTES], final=is_last)
         except UnicodeDecodeError:
-            utf8(text)  # Raises, and names the byte in the whole text.
+            utf8(text[:])  # Raises, and names the byte in the whole text.
         # From the last words on, so that pieces are about as long as blocks.
         first = max(looked, len(waiting) - LEARN_BYTES // 10, 0)
         found = BETWEEN_WORDS.search(waiting, first)

@@ -1,41 +1,32 @@
 """JSON files that are one array of objects: where each of its items is."""
 
 import codecs
-import dataclasses
+import itertools
 import json
 import pathlib
-from array import array
 from collections.abc import Iterator
 from typing import BinaryIO, NoReturn
 
+import numpy as np
+
 from jaxpar.errors import UserError
-from jaxpar.sources.json_records import ADVICE, BOM, RECORD_BYTES, SPACE, Record
+from jaxpar.files.json_records import ADVICE, BOM, RECORD_BYTES, SPACE, Record
 
-BLOCK_BYTES = 1 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Items:
-    """Where the items of a file that is one array are; 16 bytes of memory for each."""
-
-    starts: array
-    """In bytes."""
-    lines: array
-    """The number of the line on which each starts."""
+BLOCK_BYTES, BLOCK_ROWS = 1 << 20, 1 << 14
 
 
-def items_of(path: pathlib.Path, name: str) -> Items:
-    """The items of a file that is one array of objects; each is parsed once.
+def items_of(path: pathlib.Path, name: str) -> Iterator[np.ndarray]:
+    """The start, in bytes, and the line of each item of a file that is one array.
+
+    They come in blocks, int64 [n, 2]; each item is parsed once.
 
     Raises:
       UserError: it is not JSON, has an item that is no object, or more than the array.
     """
-    items = Items(array("q"), array("q"))
     with open(path, "rb") as file:
-        for start, line in _ArrayReader(file, name):
-            items.starts.append(start)
-            items.lines.append(line)
-    return items
+        rows = iter(_ArrayReader(file, name))
+        while some := [*itertools.islice(rows, BLOCK_ROWS)]:
+            yield np.array(some, np.int64)
 
 
 class _ArrayReader:

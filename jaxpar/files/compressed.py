@@ -3,6 +3,7 @@
 import bz2
 import functools
 import lzma
+import os
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,8 @@ from typing import Any, BinaryIO
 
 from jaxpar import cache
 from jaxpar.errors import UserError
+from jaxpar.files import kept
+from jaxpar.files.lazy import Paths
 
 BLOCK_BYTES = 1 << 16
 
@@ -34,7 +37,7 @@ DECOMPRESSORS: dict[str, tuple[bytes, Callable[[], Any]]] = {
 """By suffix, the first bytes of such a file, and what makes a reader of one frame."""
 
 
-def unpacked(paths: Mapping[str, pathlib.Path]) -> dict[str, pathlib.Path]:
+def unpacked(found: Mapping[str, str]) -> Paths:
     """The files by their names, with what compressed ones hold in their place.
 
     Its name has no suffix of compression, so that it is the same data as before.
@@ -43,24 +46,31 @@ def unpacked(paths: Mapping[str, pathlib.Path]) -> dict[str, pathlib.Path]:
       UserError: one is damaged, its library is missing, or its content has a name that
         another file has, too.
     """
-    found: dict[str, pathlib.Path] = {}
-    for name, path in paths.items():
-        if suffix := _compressed_as(path):
+    suffixes = ((name, _compressed_as(path)) for name, path in found.items())
+    packed = {name: suffix for name, suffix in suffixes if suffix}
+    by_name: dict[str, str] = {}
+    for name, text in found.items() if packed else ():
+        if suffix := packed.get(name):
+            path = pathlib.Path(text)
             stat, name = path.stat(), _content_name(name)
-            path = _unpacked(path.absolute(), suffix, stat.st_size, stat.st_mtime_ns)
-        if name in found:
+            text = _unpacked(path.absolute(), suffix, stat.st_size, stat.st_mtime_ns)
+        if name in by_name:
             raise UserError(
                 f"{name} is found twice, at least once of them compressed; name one."
             )
-        found[name] = path
-    return found
+        by_name[name] = str(text)
+    return Paths(by_name or found)
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def _unpacked(path: pathlib.Path, suffix: str, *changes: int) -> pathlib.Path:
     """What a file unpacks to; `changes` are numbers that another content changes."""
     name = _content_name(path.name)
-    key = cache.key(unpacked=1, name=name, content=cache.sha256(path))
+    key = cache.key(
+        unpacked=1,
+        name=name,
+        content=kept.answer({"what": "sha256"}, path, lambda: cache.sha256(path)),
+    )
 
     def build(directory: pathlib.Path) -> None:
         try:
@@ -114,16 +124,21 @@ def _content_name(name: str) -> str:
     return name.removesuffix(suffix) if suffix.lower() in DECOMPRESSORS else name
 
 
-def _compressed_as(path: pathlib.Path) -> str | None:
+def _compressed_as(path: str) -> str | None:
     """A suffix of DECOMPRESSORS, by a file's first bytes, else by its own."""
     try:
-        with open(path, "rb") as file:
-            head = file.read(16)
+        s = os.stat(path)
+        return _by_head(path, s.st_size, s.st_mtime_ns, s.st_ino)
     except OSError:  # Whoever reads the file says what is wrong.
         return None
+
+
+@functools.lru_cache(maxsize=1 << 20)
+def _by_head(path: str, *changes: int) -> str | None:
+    with open(path, "rb", buffering=0) as file:
+        head = file.read(16)
     for suffix, (first, _) in DECOMPRESSORS.items():
         if head.startswith(first):
             return suffix
-    return (
-        path.suffix.lower() if head and path.suffix.lower() in DECOMPRESSORS else None
-    )
+    suffix = pathlib.PurePath(path).suffix.lower() if head else ""
+    return suffix if suffix in DECOMPRESSORS else None

@@ -6,9 +6,9 @@ import threading
 import numpy as np
 import pytest
 
-from jaxpar.data import block_checksums
-from jaxpar.data.block_checksums import CheckedFile, ChecksumWriter
 from jaxpar.errors import DataWentBad, UserError
+from jaxpar.tokens import block_checksums
+from jaxpar.tokens.block_checksums import CheckedFile, ChecksumWriter
 
 BLOCK = 64
 

@@ -1,0 +1,53 @@
+"""Collectives over manual mesh axes, on arrays that other axes split, too.
+
+Called plainly, they make the compiler first bring together what the axes that are left
+to it split, such as `tensor`. So those are made manual for the collective.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+
+from jaxpar.partition.layout import Layout
+
+Names = Sequence[str | None]
+
+
+def gather_pieces(
+    w: jax.Array, names: Names, dim: int, axes: Sequence[str], rest: Layout | None
+) -> jax.Array:
+    """A parameter, whole along a dimension that manual axes split.
+
+    rest: the layout over the axes that are left to the compiler.
+    """
+    return _by_hand(
+        lambda w: jax.lax.all_gather(w, axes, axis=dim, tiled=True), w, names, rest
+    )
+
+
+def scatter_sum(
+    grad: jax.Array, names: Names, dim: int, axes: Sequence[str], rest: Layout | None
+) -> jax.Array:
+    """The sum of a gradient over manual axes, which split a dimension of it then."""
+    return _by_hand(
+        lambda g: jax.lax.psum_scatter(g, axes, scatter_dimension=dim, tiled=True),
+        grad,
+        names,
+        rest,
+    )
+
+
+def _by_hand(
+    collective: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    names: Names,
+    rest: Layout | None,
+) -> jax.Array:
+    if rest is None:
+        return collective(x)
+    spec = rest.spec(names, "stored")
+    run = jax.shard_map(
+        collective, in_specs=spec, out_specs=spec, axis_names=set(rest.sizes),
+        check_vma=False,
+    )  # fmt: skip
+    return run(x)

@@ -1,0 +1,1 @@
+"""From text to token ids: learned from, cut, encoded, and written down."""
