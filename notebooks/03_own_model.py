@@ -26,11 +26,10 @@ from flax import nnx
 
 from jaxpar.models.base import Aux, ModelConfig
 from jaxpar.nn.embed import lookup
-from jaxpar.nn.linear import dense
+from jaxpar.nn.linear import dense, dense_logits
 from jaxpar.nn.param import fan_in, normal, param
 from jaxpar.nn.sequence import as_stored, in_order
 from jaxpar.partition.notes import note
-from jaxpar.partition.precision import wide
 from jaxpar.partition.sharding import constrain
 
 STREAM = ("batch", "seq", "embed")
@@ -71,7 +70,7 @@ class Shift(nnx.Module):
         return x + dense("BTF,FD->BTD", hidden, self.w_down), Aux()
 
     def unembed(self, x):
-        return wide(dense("BTD,DV->BTV", x, self.w_out))
+        return dense_logits("BTD,DV->BTV", x, self.w_out)
 
 
 def shifted(x):

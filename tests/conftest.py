@@ -9,6 +9,7 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import hypothesis
 import jax
 import pytest
 from jaxtyping import install_import_hook
@@ -22,6 +23,10 @@ from tests.flags import FAST  # noqa: E402
 
 # What older versions wrote is read, never imported.
 collect_ignore = ["formats"]
+
+# Laws do not depend on how busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -35,6 +35,8 @@ DECOMPRESSORS: dict[str, tuple[bytes, Callable[[], Any]]] = {
     ".bz2": (b"BZh91AY&SY", bz2.BZ2Decompressor),
 }
 """By suffix, the first bytes of such a file, and what makes a reader of one frame."""
+_PLAIN: set[int] = set()
+"""Hashes of the states of files that are not compressed: each is opened once."""
 
 
 def unpacked(found: Mapping[str, str]) -> Paths:
@@ -127,18 +129,19 @@ def _content_name(name: str) -> str:
 def _compressed_as(path: str) -> str | None:
     """A suffix of DECOMPRESSORS, by a file's first bytes, else by its own."""
     try:
-        s = os.stat(path)
-        return _by_head(path, s.st_size, s.st_mtime_ns, s.st_ino)
+        stat = os.stat(path)
+        state = hash((path, stat.st_size, stat.st_mtime_ns, stat.st_ino))
+        if state in _PLAIN:
+            return None
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(16)
     except OSError:  # Whoever reads the file says what is wrong.
         return None
-
-
-@functools.lru_cache(maxsize=1 << 20)
-def _by_head(path: str, *changes: int) -> str | None:
-    with open(path, "rb", buffering=0) as file:
-        head = file.read(16)
     for suffix, (first, _) in DECOMPRESSORS.items():
         if head.startswith(first):
             return suffix
     suffix = pathlib.PurePath(path).suffix.lower() if head else ""
-    return suffix if suffix in DECOMPRESSORS else None
+    if suffix in DECOMPRESSORS:
+        return suffix
+    _PLAIN.add(state)
+    return None

@@ -44,10 +44,12 @@ class TextFiles(Corpus):
         """What the fingerprint is a hash of: files and pieces."""
 
         def piece(pieces: Sequence[Piece], i: int) -> list[Any]:
-            return [pieces[i].name, pieces[i].start, pieces[i].stop]
+            one = pieces[i]
+            return [one.name, one.start, one.stop]
 
         def file(i: int) -> list[str]:
-            return [self.scanned[i].name, self.scanned[i].digest]
+            one = self.scanned[i]
+            return [one.name, one.digest]
 
         pieces = {
             part: Lazy(range(len(some)), functools.partial(piece, some))
