@@ -124,7 +124,7 @@ def _all_to_all(kernel: Kernel) -> Attend:
         heads = jax.lax.dynamic_slice_in_dim(heads, seq.index() * n, n)
         where = _gathered_places(seq, where)
         where_k = _gathered_places(seq, where_k)
-        out = run(seq, q, k, v, where, where_k, heads)
+        out = run(seq, q, k, v, where, where_k, heads).astype(v.dtype)
         return seq.all_to_all(out, split=1, join=2)
 
     return piece

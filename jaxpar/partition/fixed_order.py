@@ -72,16 +72,40 @@ def compiler_options(platform: str) -> dict[str, str]:
     return reductions if platform == "cpu" else {}
 
 
-def sum_of_parts(f: Callable[[Any], Tree], rows: Any, n: int) -> Tree:
+def sum_of_parts(
+    f: Callable[[Any], Tree], rows: Any, n: int, *, known_at_run: jax.Array
+) -> Tree:
     """The sum of f(part) over n equal parts of rows, one after another, in pairs.
 
-    So that two results of each level of the tree are in memory, not all n.
+    Of each level of the tree one sum is held until its other half is there. The loop is
+    the same program for any n: the compiler does not learn how often it runs.
+    known_at_run: a floating-point array that is not NaN, such as a parameter.
     """
-    if n == 1:
-        return f(rows)
-    halves = jax.tree.map(lambda x: x.reshape(2, x.shape[0] // 2, *x.shape[1:]), rows)
-    found = jax.lax.map(lambda half: sum_of_parts(f, half, n // 2), halves)
-    return jax.tree.map(lambda x: x[0] + x[1], found)
+    rows = jax.tree.map(lambda x: x.reshape(n, x.shape[0] // n, *x.shape[1:]), rows)
+    if n == 1:  # Of a single part, what follows from its rows would leave the loop.
+        rows = jax.tree.map(lambda x: jnp.concatenate([x, x]), rows)
+    shapes = jax.eval_shape(f, jax.tree.map(lambda x: x[0], rows))
+    levels = n.bit_length()
+    zeros = jax.tree.map(lambda s: jnp.zeros((levels, *s.shape), s.dtype), shapes)
+
+    def add(i: jax.Array, sums: Any) -> Any:
+        def is_second_half(level_and_sum):
+            return (i >> level_and_sum[0]) & 1 == 1
+
+        def with_first_half(level_and_sum):
+            level, found = level_and_sum
+            return level + 1, jax.tree.map(lambda s, x: s[level] + x, sums, found)
+
+        found = f(jax.tree.map(lambda x: x[i], rows))
+        level, found = jax.lax.while_loop(
+            is_second_half, with_first_half, (jnp.int32(0), found)
+        )
+        return jax.tree.map(lambda s, x: s.at[level].set(x), sums, found)
+
+    one = known_at_run.reshape(-1)[0]
+    times = n + (one != one).astype(jnp.int32)
+    sums = jax.lax.fori_loop(0, times, add, zeros)
+    return jax.tree.map(lambda s: s[levels - 1], sums)
 
 
 def sum_over_devices(tree: Tree, axes: tuple[str, ...], n: int) -> Tree:

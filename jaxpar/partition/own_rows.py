@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxpar.partition.layout import Layout
-from jaxpar.partition.pieces import gather_pieces, scatter_sum
+from jaxpar.partition.manual_pieces import gather_pieces, scatter_sum
 from jaxpar.partition.sharding import (
     AxisNames,
     WholeRowsNeeded,

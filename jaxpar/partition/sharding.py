@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 
 from jaxpar.errors import UserError
 from jaxpar.partition.layout import Dims, Layout, Placed
-from jaxpar.partition.pieces import gather_pieces, scatter_sum
+from jaxpar.partition.manual_pieces import gather_pieces, scatter_sum
 from jaxpar.partition.precision import Precision, wide_type
 
 AxisNames = tuple[str | None, ...]

@@ -115,7 +115,9 @@ def over_parts(f: OnRows, recipe: Recipe, placed: Placed, *, parts: int) -> OnRo
             rows = jax.lax.optimization_barrier(rows)
             return jax.lax.optimization_barrier(f(params, *rows))
 
-        found = sum_of_parts(part, (batch, keys), parts // n)
+        found = sum_of_parts(
+            part, (batch, keys), parts // n, known_at_run=jax.tree.leaves(params)[0]
+        )
         return sum_over_devices(found, axes, n)
 
     def run(params, batch, keys):

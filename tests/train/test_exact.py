@@ -72,7 +72,8 @@ def test_without_exact_the_bits_differ():
 def test_parts_are_added_in_pairs_in_their_order():
     # In any other order, 1 is lost beside 2 ** 24.
     x = np.float32([2**24, 1, 1, -(2**24), 1, 1, 1, 1])
-    total = sum_of_parts(lambda rows: rows[0], jax.numpy.asarray(x), 8)
+    rows = jax.numpy.asarray(x)
+    total = sum_of_parts(lambda rows: rows[0], rows, 8, known_at_run=rows)
     pairs = [[x[0] + x[1], x[2] + x[3]], [x[4] + x[5], x[6] + x[7]]]
     assert float(total) == sum(pairs[0]) + sum(pairs[1])
 
