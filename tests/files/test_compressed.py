@@ -1,6 +1,6 @@
 """A compressed file is the same data as the file that it holds.
 
-pytest tests/sources/test_compressed.py
+pytest tests/files/test_compressed.py
 """
 
 import bz2
