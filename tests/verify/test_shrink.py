@@ -166,13 +166,14 @@ def test_shrinking_refuses_no_layout_that_the_whole_accepts(name, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["quickstart", "own attention", "own"])
 def test_it_refuses_none_where_each_is_traced(name):
-    assert check_all_layouts(EXPERIMENTS[name], require_accepted) > 10
+    # Every 17th, which is no multiple of how many forms a word has.
+    assert check_all_layouts(EXPERIMENTS[name], require_accepted, every=17) > 2
 
 
-def check_all_layouts(experiment, require):
+def check_all_layouts(experiment, require, every=1):
     """How many layouts the whole accepts; for each, what is shrunk must be, too."""
     accepted = 0
-    for layout in layouts():
+    for layout in [*layouts()][::every]:
         try:
             require(experiment, layout)
         except UserError:
