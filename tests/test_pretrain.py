@@ -138,8 +138,8 @@ def test_stopping_on_request_and_resuming_is_the_same_as_never_stopping(
 def test_an_evaluation_that_a_signal_ends_is_made_again_when_the_run_goes_on(
     trained, tmp_path, monkeypatch
 ):
-    def interrupted(*args):
-        evaluate, calls = make_eval_step(*args), itertools.count()
+    def interrupted(*args, **kwargs):
+        evaluate, calls = make_eval_step(*args, **kwargs), itertools.count()
 
         def eval_step(params, batch):
             # Each evaluation has the same number of batches; this is in the second.
