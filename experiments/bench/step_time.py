@@ -4,8 +4,8 @@ Both versions stand in one process, and their steps alternate (A B B A), so that
 else the machine does falls on both alike. Devices are simulated on a CPU; the model is
 about the quickstart's, with 16 rows of 256 tokens.
 
-    git worktree add /tmp/before HEAD~1
-    python experiments/bench/step_time.py /tmp/before data=8
+    git worktree add ../before HEAD~1
+    python experiments/bench/step_time.py ../before data=8
 """
 
 import argparse

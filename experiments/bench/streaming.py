@@ -1,8 +1,8 @@
 """Does preparing much text take bounded memory, and does it survive kill -9?
 
-    python -m experiments.bench.streaming make /tmp/big --gb 5
-    python -m experiments.bench.streaming prepare /tmp/big/big.txt --kill-at 60 150
-    python -m experiments.bench.streaming prepare /tmp/big/big.jsonl --kill-at 60 150
+    python -m experiments.bench.streaming make ../big --gb 5
+    python -m experiments.bench.streaming prepare ../big/big.txt --kill-at 60 150
+    python -m experiments.bench.streaming prepare ../big/big.jsonl --kill-at 60 150
     python -m experiments.bench.streaming small-files /tmp/small --count 200000
     python -m experiments.bench.streaming prepare "/tmp/small/**/*.txt"
 

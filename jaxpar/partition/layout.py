@@ -225,9 +225,8 @@ class Placed:
     @property
     def platform(self) -> str:
         """What the devices are: cpu, gpu or tpu; "" of a mesh without devices."""
-        if isinstance(self.mesh, AbstractMesh):
-            return ""
-        platform = self.mesh.devices.flat[0].platform
+        real = not isinstance(self.mesh, AbstractMesh)
+        platform = self.mesh.devices.flat[0].platform if real else ""
         return "gpu" if platform in ("cuda", "rocm") else platform
 
     @property

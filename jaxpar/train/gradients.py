@@ -43,15 +43,13 @@ def make_gradients(
     accumulated = _accumulated(loss_gradients(recipe), microbatches)
     names: Any = recipe.anatomy.names
 
-    def by_name(f: Callable[[Any, Any], Any], params: Any) -> Any:
-        return jax.tree.map(f, params, names)
-
     def on_own_rows(params, batch, keys):
         params = own_rows.widened(params)
         if fsdp_gathers == "step":
-            params = by_name(own_rows.gather_once, params)
+            params = jax.tree.map(own_rows.gather_once, params, names)
         grads, sums = accumulated(params, batch, keys)
-        return by_name(own_rows.reduce_once, grads), own_rows.sum_over_rows(sums)
+        grads = jax.tree.map(own_rows.reduce_once, grads, names)
+        return grads, own_rows.sum_over_rows(sums)
 
     def over_devices(axes: tuple[str, ...], *args: Any) -> tuple[Any, Sums]:
         if not axes:

@@ -98,9 +98,12 @@ def test_the_logits_of_a_chunk_are_counted():
 @pytest.mark.parametrize("layout", ["data=4", "tensor=4", "context=4", "fsdp=2,ring=2"])
 def test_a_layout_that_splits_activations_divides_the_estimate(layout):
     whole = activation_bytes(experiment(rows=8))
-    # The residual stream stays whole over tensor, and context gathers all keys and
-    # values: a quarter of the rest, and those, are 0.3505 on JAX 0.12 (0.35 before it).
-    most = 0.6 if "tensor" in layout else 0.36 if "context" in layout else 0.35
+    # The residual stream stays whole over tensor.
+    most = 0.6 if "tensor" in layout else 0.35
+    if layout == "context=4" and jax.__version_info__ >= (0, 12):
+        # There one device's estimate is 9 % lower and this one 4 % higher: 0.3505, in
+        # place of 0.3071 on JAX 0.10. Why its trace differs has not been found out.
+        most = 0.36
     assert 0.2 * whole < activation_bytes(experiment(rows=8, layout=layout))
     assert activation_bytes(experiment(rows=8, layout=layout)) < most * whole
 
