@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jaxpar.data import tokenizer
 from jaxpar.data.prepare import Prepared
+from jaxpar.data.source import DocumentSource, Source
+from jaxpar.data.tokenizer import BPE, Tokenizer
 from jaxpar.errors import UserError
 from jaxpar.partition import cluster
 from jaxpar.sources import known
@@ -40,6 +43,26 @@ def prepare_together(prepare: Callable[[], T]) -> T:
         return results[0]
     finally:
         known.FOUND.reset(before)
+
+
+def learned_before(
+    source: Source, session: dict[str, Any], directory: Path
+) -> Tokenizer | None:
+    """The tokenizer that a run has learned from its text, for its next session.
+
+    The text would give the same one again, unless this jaxpar or its libraries draw or
+    learn otherwise. session: the run's last, as its receipt has it; directory: where
+    the run keeps its tokenizer. None where nothing is learned or what is kept is not
+    the session's.
+    """
+    if not isinstance(source, DocumentSource) or not isinstance(source.tokenizer, BPE):
+        return None
+    try:
+        kept = tokenizer.load(directory)
+    except UserError:  # It is learned, and written, again.
+        return None
+    was = (session.get("data") or {}).get("tokenizer")
+    return kept if kept.fingerprint == was else None
 
 
 def require_same_data(

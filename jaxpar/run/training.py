@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxpar.checkpoint import verified
 from jaxpar.checkpoint.verified import Check
 from jaxpar.data.prepare import in_words
-from jaxpar.data.same_data import prepare_together
+from jaxpar.data.same_data import learned_before, prepare_together
 from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.guard import phases, stopping
 from jaxpar.guard.stopping import StopRequest, Unsaved
@@ -67,6 +67,8 @@ def train_run(
     refuse_misfits(experiment)
     require_events(events)
     run_dir.require_writable()
+    if tokenizer is None and (sessions := run_dir.receipt.sessions()):
+        tokenizer = learned_before(experiment.data, sessions[-1], run_dir.tokenizer_dir)
     with phases.doing("prepare"):
         prepared = prepare_together(lambda: experiment.data.prepare(tokenizer))
     refuse_misfits(experiment, prepared)

@@ -9,7 +9,9 @@ import platform
 import pytest
 
 from jaxpar import cache, evaluate, pretrain
+from jaxpar.data import prepare
 from jaxpar.data.source import Text
+from jaxpar.data.tokenizer import BPE
 from jaxpar.errors import UserError
 from jaxpar.experiment import Pretrain
 from jaxpar.guard.sealed_json import write_json
@@ -161,3 +163,32 @@ def test_evaluate_refuses_what_a_resume_would(tmp_path, file):
     longer = dataclasses.replace(experiment, num_steps=2)
     with pytest.raises(UserError, match=r"content .* has changed.*--run-dir"):
         pretrain.main(longer, run_dir=run)
+
+
+def test_a_resumed_run_goes_on_with_the_tokenizer_that_it_learned(
+    file, tmp_path, monkeypatch
+):
+    """Also where the same text would give another now, and its cache is gone."""
+    run = Pretrain(
+        model=sizes.llama(
+            vocab_size=300, n_layers=1, d_embed=16, n_heads=2, n_kv_heads=2, d_mlp=32,
+            max_positions=16,
+        ),
+        data=Text(f"files:{file}", seq_len=16, batch_size=8, tokenizer=BPE(300)),
+        optim=AdamW(peak_lr=1e-2, warmup_steps=1, decay_steps=4),
+        num_steps=2,
+        layout=Layout.parse("data=8"),
+    )  # fmt: skip
+    assert pretrain.main(run, run_dir=tmp_path / "run") == 0
+    monkeypatch.setenv("JAXPAR_CACHE", str(tmp_path / "emptied"))
+    monkeypatch.setattr(
+        prepare, "texts_to_learn", lambda n, read, most: [b"quite other words " * 99]
+    )
+    longer = dataclasses.replace(run, num_steps=3)
+    assert pretrain.main(longer, run_dir=tmp_path / "run") == 0
+    # What is kept and is no longer the run's is not taken: the text is asked again.
+    (tmp_path / "run" / "tokenizer" / "tokenizer.json").write_text("{}")
+    monkeypatch.setenv("JAXPAR_CACHE", str(tmp_path / "emptied again"))
+    longer = dataclasses.replace(run, num_steps=4)
+    with pytest.raises(UserError, match="the tokenizer of the data has changed"):
+        pretrain.main(longer, run_dir=tmp_path / "run")
