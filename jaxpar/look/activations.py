@@ -7,7 +7,8 @@ constraints in the model's code, carried forward through the operations after th
 """
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence, Set
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ from jaxpar.metrics.flops import carry_of, inner_jaxprs
 from jaxpar.partition.layout import Dims, Placed
 from jaxpar.train.gradients import make_gradients
 
+END = sys.maxsize
+"""Where the results of a program are read."""
 ANY = ("*",)
 """Dimension of a broadcast constant: takes whatever split its reader has."""
 
@@ -52,38 +55,51 @@ def activation_bytes(experiment: Experiment) -> int:
     names = jax.tree.leaves(names, is_leaf=lambda leaf: isinstance(leaf, tuple))
     splits = [layout.split(each, "stored") for each in names]
     splits += [_of(var, {}) for var in jaxpr.invars[len(splits) :]]
-    return _walk(jaxpr, splits, layout.sizes)[1]
+    return most_at_a_time(jaxpr, splits, layout.sizes, jaxpr.outvars)[1]
 
 
-def _walk(
-    jaxpr: core.Jaxpr, splits: Sequence[Dims], sizes: dict[str, int]
+def most_at_a_time(
+    jaxpr: core.Jaxpr,
+    splits: Sequence[Dims],
+    sizes: dict[str, int],
+    elsewhere: Collection[Any],
 ) -> tuple[list[Dims], int]:
     """How its results are split, and the most bytes of its values that live at a time.
 
-    Its arguments and results are counted where they live, outside it.
+    Its arguments are counted where they live, outside it, and so are those of its
+    results that are `elsewhere`; the others count from where they are made.
     """
     known = dict(zip(jaxpr.invars, splits, strict=True))
     last: dict[Any, int] = {}
     for i, eqn in enumerate(jaxpr.eqns):
         last |= {var: i for var in eqn.invars if isinstance(var, core.Var)}
-    results = [var for var in jaxpr.outvars if isinstance(var, core.Var)]
+    last |= dict.fromkeys((v for v in jaxpr.outvars if isinstance(v, core.Var)), END)
+    elsewhere = {var for var in elsewhere if isinstance(var, core.Var)}
     held, most = dict[Any, int](), 0
     for i, eqn in enumerate(jaxpr.eqns):
-        outs, inside = _equation(eqn, [_of(var, known) for var in eqn.invars], sizes)
+        ins, before = [_of(var, known) for var in eqn.invars], sum(held.values())
+        outs, inside = _equation(eqn, ins, sizes, elsewhere)
         for var, dims in zip(eqn.outvars, outs, strict=True):
             known[var] = _once(dims)
             # What is broadcast is fused into the operations that read it.
-            counts = var not in results and eqn.primitive.name != "broadcast_in_dim"
+            counts = var not in elsewhere and eqn.primitive.name != "broadcast_in_dim"
             held[var] = _bytes(var, known[var], sizes) if counts else 0
-        most = max(most, sum(held.values()) + inside)
+        after = sum(held.values())
+        # A loop's results live as long as it runs.
+        in_loop = eqn.primitive.name == "scan"
+        most = max(most, after, (after if in_loop else before) + inside)
         held = {var: n for var, n in held.items() if last.get(var, 0) > i}
     return [_of(var, known) for var in jaxpr.outvars], most
 
 
 def _equation(
-    eqn: core.JaxprEqn, ins: list[Dims], sizes: dict[str, int]
+    eqn: core.JaxprEqn, ins: list[Dims], sizes: dict[str, int], elsewhere: Set[Any]
 ) -> tuple[Sequence[Dims], int]:
-    """How its results are split, and the bytes that live inside it beside them."""
+    """How its results are split, and the most bytes that live inside it at a time.
+
+    Among these are its results as they are made, but for a loop's, which live all the
+    time, and for those counted `elsewhere`.
+    """
     name, inner = eqn.primitive.name, list(inner_jaxprs(eqn.params))
     if name == "shard_map":
         # Shapes inside are those of pieces, which the other axes may split further.
@@ -94,7 +110,9 @@ def _equation(
             tuple(tuple(a for a in dim if a in left or dim == ANY) for dim in dims)
             for dims in ins
         ]
-        found, most = _walk(inner[0], pieces, left)
+        found, most = most_at_a_time(
+            inner[0], pieces, left, _inside(eqn, inner[0], elsewhere)
+        )
         specs = zip(eqn.params["out_specs"], eqn.outvars, strict=True)
         whole = zip([_dims(*each) for each in specs], found, strict=True)
         return [
@@ -105,18 +123,25 @@ def _equation(
         carry = carry_of(eqn)
         n = carry.stop - carry.start
         inside = [*ins[: carry.stop], *(dims[1:] for dims in ins[carry.stop :])]
-        outs, most = _walk(inner[0], inside, sizes)
+        results = inner[0].outvars
+        outs, most = most_at_a_time(inner[0], inside, sizes, results)
         if outs[:n] != inside[carry]:  # Zeros, to which something split is added.
             inside[carry] = outs[:n]
-            outs, most = _walk(inner[0], inside, sizes)
+            outs, most = most_at_a_time(inner[0], inside, sizes, results)
         return [*outs[:n], *(((), *dims) for dims in outs[n:])], most
     if name == "cond":
         ins, inner = ins[1:], inner[:1]
     if name == "while":
         return ins[len(ins) - len(eqn.outvars) :], 0
     if len(inner) == 1 and len(inner[0].invars) == len(ins):
-        return _walk(inner[0], ins, sizes)
+        return most_at_a_time(inner[0], ins, sizes, _inside(eqn, inner[0], elsewhere))
     return [_result(eqn, ins, out) for out in eqn.outvars], 0
+
+
+def _inside(eqn: core.JaxprEqn, inner: core.Jaxpr, elsewhere: Set[Any]) -> list[Any]:
+    """The inner results of an operation that are counted elsewhere."""
+    pairs = zip(inner.outvars, eqn.outvars, strict=True)
+    return [result for result, out in pairs if out in elsewhere]
 
 
 def _result(eqn: core.JaxprEqn, ins: list[Dims], out: Any) -> Dims:
