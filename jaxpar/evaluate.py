@@ -8,7 +8,7 @@ from jaxpar.data.loader import eval_batches
 from jaxpar.data.same_data import prepare_together, require_same_data
 from jaxpar.data.source import score
 from jaxpar.data.windows import Windows
-from jaxpar.partition.fixed_order import parts_on
+from jaxpar.partition.fixed_order import exact_or_off
 from jaxpar.partition.layout import Layout
 from jaxpar.run.directory import Step
 from jaxpar.run.opening import OpenRun, in_types_of_run, open_run
@@ -56,7 +56,7 @@ def main(
         placed=placed,
         vocab_size=experiment.model.vocab_size,
     )
-    parts = parts_on(placed.layout, experiment.exact, rows)
+    parts = exact_or_off(placed.layout, experiment.exact, rows)
     eval_step = make_eval_step(opened.recipe, placed, exact=parts)
     totals = total_loss(
         eval_step, opened.params, batches, in_flight=most_in_flight(placed)

@@ -64,11 +64,12 @@ class Experiment(abc.ABC):
     seed: int = 0
     """Where all randomness starts: initial weights, order of rows, dropout."""
     microbatches: int = free(1)
-    """Parts of a batch that go through the model one after another."""
+    """Parts of a batch that go through the model one after another; in a pipeline of S
+    stages a multiple of S, and 2 S where it is 1."""
     fsdp_gathers: Gathers = free("microbatch")
     """How often fsdp brings parameters together: microbatch (layer by layer, in both
-    passes of each one), or step (once, all of them: for M microbatches it sends 1/M as
-    much or less, and every device holds whole parameters and gradients)."""
+    passes of each one), or step (all of them once, in the wider of precision.params and
+    reduce, as every device then holds whole parameters and gradients)."""
     exact: int = added(0)
     """Parts of a batch, a power of 2, whose sums are added up in one fixed order: a run
     has the same bits on any number of devices that divides it, with layouts of data and
@@ -119,13 +120,14 @@ class Experiment(abc.ABC):
           UserError: names the nearest legal sizes.
         """
         layout.token_numbers(self.data.seq_len)
-        rows, pieces = self.data.batch_size, layout.batch_divisor
-        divisor = pieces * self.microbatches
+        n = layout.microbatches(self.microbatches)
+        rows, pieces = self.data.batch_size, layout.batch_divisor // layout.n_stages
+        divisor = pieces * n
         if rows % divisor:
             near = max(divisor, rows // divisor * divisor)
             raise UserError(
                 f"batch_size={rows} is not divisible by {divisor}: {pieces} pieces of "
-                f"layout {layout.spelling} x {self.microbatches} microbatches; "
+                f"layout {layout.spelling} x {n} microbatches; "
                 f"the nearest legal sizes are {near} and {near + divisor}."
             )
         if self.exact:

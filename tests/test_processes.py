@@ -3,6 +3,7 @@
 pytest -m "slow or not slow" tests/test_processes.py
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from jaxpar.data.same_data import prepare_together
 from jaxpar.errors import UserError
 from jaxpar.metrics.metrics_file import read_metrics
 from jaxpar.partition import cluster, devices
+from jaxpar.partition.layout import Layout
 from jaxpar.run import fitting
 from jaxpar.run.directory import RunDir
 from tests.processes import (
@@ -272,3 +274,16 @@ def test_one_process_agrees_with_itself():
     assert cluster.broadcast(1.5) == 1.5 and prepare_together(lambda: 3) == 3
     with pytest.raises(KeyError), cluster.synchronized():
         raise KeyError("x")
+
+
+@pytest.mark.slow
+def test_a_pipeline_over_two_processes_is_resumed_by_one(tmp_path):
+    """Each process has a stage; the devices of one go on with both."""
+    layout, model = "stage=2,data=4", dataclasses.replace(RUN.model, n_layers=2)
+    words = "--model.n-layers=2", f"--layout={layout}"
+    parted = tmp_path / "parted"
+    assert pretrain_with(2, tmp_path, parted, *words, "--num-steps=3") == [0, 0]
+    run = dataclasses.replace(RUN, model=model, layout=Layout.parse(layout))
+    for folder in (parted, tmp_path / "run"):
+        assert pretrain.main(run, run_dir=folder) == 0
+    assert_same_run(parted, tmp_path)

@@ -8,6 +8,7 @@ bytes that each device sends beside what the layout cannot do without (least_byt
         --microbatches 1,4                     # a table, of all layouts below
     python -m experiments.bench.collectives --target h100 --experiment llama_7b \\
         --dtype bfloat16 --chunks 8 fsdp=16,tensor=2
+    python -m experiments.bench.collectives fsdp=8 --microbatches 1,4 --gathers step
 
 The compiler for CPUs widens what is sent in bfloat16, which no other does; float16 it
 leaves alone. So there float16 stands in for bfloat16: as many bytes, the same step.
@@ -20,6 +21,7 @@ import importlib
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,7 @@ from jaxpar.nn.norm import RMSNorm
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.devices import simulate_devices
 from jaxpar.partition.layout import Layout, Placed
+from jaxpar.partition.own_rows import Gathers
 from jaxpar.partition.precision import Precision
 from jaxpar.train.objective import CausalLM
 from jaxpar.train.state import Recipe
@@ -67,6 +70,8 @@ class Case:
     """What it is compiled for: one of TARGETS."""
     experiment: str = ""
     """The module in experiments/ whose model and length of rows it has; else MODEL."""
+    gathers: Gathers = "microbatch"
+    """How often fsdp gathers parameters; the least is that of `microbatch`."""
 
     @property
     def parsed(self) -> Layout:
@@ -111,32 +116,37 @@ def placed_for(layout: Layout, target: str) -> Placed:
     return layout.on(h100s(layout.n_devices))
 
 
-def step_text(case: Case, placed: Placed) -> str:
-    """The program of a training step."""
+def compiled_step(case: Case, placed: Placed) -> Any:
+    """The program of a training step, compiled."""
     rows = placed.sharding(("batch", "seq"))
     field = jax.ShapeDtypeStruct(case.shape, jnp.int32, sharding=rows)
     weights = jax.ShapeDtypeStruct(case.shape, jnp.float32, sharding=rows)
     names = ("tokens", "targets", "positions", "segments")
     batch = {**dict.fromkeys(names, field), "weights": weights}
-    step = make_train_step(case.recipe, placed, microbatches=case.microbatches)
+    step = make_train_step(
+        case.recipe,
+        placed,
+        microbatches=case.microbatches,
+        fsdp_gathers=case.gathers,
+    )
     lowered = step.lower(case.recipe.target(placed), batch)
     # How well a CPU's code is made changes nothing about what is sent.
-    options = {"xla_backend_optimization_level": 0} if case.target == "cpu" else None
-    return lowered.compile(compiler_options=options).as_text()
+    compiler = {"xla_backend_optimization_level": 0} if case.target == "cpu" else None
+    return lowered.compile(compiler_options=compiler)
 
 
 def count(case: Case) -> tuple[list[Collective], dict[str, float]]:
     """The collectives of a case, and the least that it must send."""
-    placed = placed_for(case.parsed, case.target)
-    found = program_text.collectives(step_text(case, placed), case.parsed.sizes)
+    program = compiled_step(case, placed_for(case.parsed, case.target))
+    temporaries = program.memory_analysis().temp_size_in_bytes
+    print(f"\n{case}: {temporaries / 2**20:,.1f} MiB of temporaries")
+    found = program_text.collectives(program.as_text(), case.parsed.sizes)
     return found, least(case.recipe, case.parsed, *case.shape, case.microbatches)
 
 
 def report(case: Case, *, verbose: bool = False) -> float:
     """Prints the collectives of a case; how many times the least it sends."""
     found, need = count(case)
-    print(f"\n{case.layout}: {case.dtype}, parameters {case.params}, {case.chunks} "
-          f"chunks, {case.microbatches} microbatches, for {case.target}")  # fmt: skip
     return print_counts(found, need, verbose=verbose)
 
 
@@ -187,6 +197,7 @@ def main() -> None:
     parser.add_argument("--microbatches", default="1", help="such as 1,4")
     parser.add_argument("--target", default="cpu", choices=TARGETS)
     parser.add_argument("--experiment", default="", help="such as llama_7b")
+    parser.add_argument("--gathers", default="microbatch", choices=get_args(Gathers))
     parser.add_argument("-v", action="store_true", help="list each collective")
     options = parser.parse_args()
     if options.target == "cpu":
@@ -197,7 +208,7 @@ def main() -> None:
         for dtype, c, m in itertools.product(*(text.split(",") for text in lists)):
             case = Case(
                 layout, dtype, int(c), int(m), options.params, options.target,
-                options.experiment,
+                options.experiment, options.gathers,
             )  # fmt: skip
             ratios[case] = report(case, verbose=options.v)
     print_table(ratios)

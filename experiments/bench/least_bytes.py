@@ -23,6 +23,9 @@ much again to bring them together. What a layout has to send:
   and c of the gradients. ulysses: queries, keys and values there and the result back,
   in both passes. With remat=full the forward part twice.
 
+* *stages*, in the type of the computation: each microbatch's activations over each of
+  the S - 1 borders between S stages, and their gradients back.
+
 Left out: positions, scalars, and the gradients of norms over tensor, which are small.
 """
 
@@ -48,6 +51,7 @@ def least(
         "gradients and parameters": _of_weights(recipe, layout, microbatches),
         "tensor": _of_tensor(recipe, layout, tokens),
         "keys and values": _of_keys(recipe, layout, tokens),
+        "stages": _of_stages(recipe, layout, tokens),
     }
 
 
@@ -57,7 +61,7 @@ def _ways(layout: Layout) -> int:
 
 
 def _of_weights(recipe: Recipe, layout: Layout, microbatches: int) -> float:
-    precision, n = recipe.precision, _ways(layout)
+    precision = recipe.precision
     reduce, compute, params = (
         jnp.dtype(kind).itemsize
         for kind in (precision.reduce, precision.compute, precision.params)
@@ -69,6 +73,9 @@ def _of_weights(recipe: Recipe, layout: Layout, microbatches: int) -> float:
             math.prod(layout.piece(leaf.shape, names[path], which))
             for which in ("computed", "stored", "optimizer")
         )
+        n = _ways(layout)
+        if "layers" in names[path]:  # A device computes with those of its stage.
+            n, used = n // layout.n_stages, used // layout.n_stages
         # The half of a sum, or of its way back, over the devices that share slices.
         half = used - updated
         copies = n // (used // updated)
@@ -90,6 +97,12 @@ def _of_tensor(recipe: Recipe, layout: Layout, tokens: float) -> float:
     else:
         halves = model.n_layers * (8 + 2 * repeated) + 4
     return (t - 1) / t * (halves * half + 2 * 3 * tokens * 4)
+
+
+def _of_stages(recipe: Recipe, layout: Layout, tokens: float) -> float:
+    # The stages share the tokens, which each pass all borders.
+    width = _decoder(recipe).d_embed * jnp.dtype(recipe.precision.compute).itemsize
+    return 2 * (layout.n_stages - 1) * tokens * width
 
 
 def _of_keys(recipe: Recipe, layout: Layout, tokens: float) -> float:

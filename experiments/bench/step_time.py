@@ -6,6 +6,7 @@ about the quickstart's, with 16 rows of 256 tokens.
 
     git worktree add ../before HEAD~1
     python experiments/bench/step_time.py ../before data=8
+    python experiments/bench/step_time.py . data=8 --exact 8    # what exact costs
 """
 
 import argparse
@@ -40,7 +41,7 @@ def imported_from(root: pathlib.Path) -> Callable[[str], Any]:
     return importlib.import_module
 
 
-def stepper(root: pathlib.Path, text: str, microbatches: int) -> Callable[[], float]:
+def stepper(root: pathlib.Path, text: str, **options: int) -> Callable[[], float]:
     """A function that takes one step of a checkout's jaxpar and returns its seconds."""
     load = imported_from(root)
     layout = load("jaxpar.partition.layout").Layout.parse(text)
@@ -53,9 +54,7 @@ def stepper(root: pathlib.Path, text: str, microbatches: int) -> Callable[[], fl
     objective = load("jaxpar.train.objective").CausalLM()
     recipe = load("jaxpar.train.state").Recipe(model, objective, optim)
     state = load("jaxpar.train.state").create(recipe, placed, seed=0)
-    step = load("jaxpar.train.step").make_train_step(
-        recipe, placed, microbatches=microbatches
-    )
+    step = load("jaxpar.train.step").make_train_step(recipe, placed, **options)
     tokens = np.random.default_rng(0).integers(0, V, (B, T + 1), dtype=np.int32)
     batch = {
         "tokens": tokens[:, :-1],
@@ -77,11 +76,15 @@ def stepper(root: pathlib.Path, text: str, microbatches: int) -> Callable[[], fl
     return timed
 
 
-def compare(before: pathlib.Path, text: str, rounds: int, microbatches: int) -> float:
+def compare(
+    before: pathlib.Path, text: str, rounds: int, microbatches: int, exact: int
+) -> float:
     """Prints medians of both; how many times the former's time a step takes now."""
     steps = {
-        "before": stepper(before.resolve(), text, microbatches),
-        "here": stepper(HERE, text, microbatches),
+        "before": stepper(before.resolve(), text, microbatches=microbatches),
+        "here": stepper(
+            HERE, text, microbatches=microbatches, **({"exact": exact} if exact else {})
+        ),
     }
     times: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(rounds + 2):
@@ -108,12 +111,19 @@ def main() -> None:
     parser.add_argument("layout")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--microbatches", type=int, default=1)
+    parser.add_argument("--exact", type=int, default=0, help="parts, here alone")
     options = parser.parse_args()
     imported_from(HERE)
     layout = importlib.import_module("jaxpar.partition.layout").Layout
     n_devices = layout.parse(options.layout).n_devices
     jax.config.update("jax_num_cpu_devices", n_devices)
-    compare(options.before, options.layout, options.rounds, options.microbatches)
+    compare(
+        options.before,
+        options.layout,
+        options.rounds,
+        options.microbatches,
+        options.exact,
+    )
 
 
 if __name__ == "__main__":

@@ -34,9 +34,10 @@ SEED, SAMPLE_SECONDS, NEW_WORD_EVERY = 20_260_101, 0.25, 300
 CHILD = """
 import sys
 from jaxpar.data.source import Text
-from jaxpar.data.tokenizer import BPE
+from jaxpar.data.tokenizer import BPE, Bytes
 
-text = Text(sys.argv[1], seq_len=1024, batch_size=8, tokenizer=BPE(int(sys.argv[2])))
+tokenizer = BPE(int(sys.argv[2])) if int(sys.argv[2]) else Bytes()
+text = Text(sys.argv[1], seq_len=1024, batch_size=8, tokenizer=tokenizer)
 print(text.prepare().fingerprint)
 """
 
@@ -146,7 +147,7 @@ def main() -> None:
         each.add_argument("--text", default="", help="a folder of .txt to take text of")
         each.add_argument("--gb", type=float, default=0.2)
         each.add_argument("--count", type=int, default=200_000)
-        each.add_argument("--vocab-size", type=int, default=32_768)
+        each.add_argument("--vocab-size", type=int, default=32_768, help="0: bytes")
         each.add_argument("--kill-at", type=float, nargs="*", default=[])
     asked = parser.parse_args()
     if asked.verb == "make":

@@ -15,9 +15,10 @@ from jaxpar.tables import for_messages
 READ_AHEAD = 2
 """Batches that are read before they are asked for, beside one for each thread."""
 MOST_READERS = 8
-WAITING, PATIENCE_SECONDS = 0.5, 0.5
-"""A thread that computes for less than this part of its time mostly waits; another one
-joins it after batches have been awaited for so long."""
+COMPUTES_LESS_THAN = 0.5
+"""A thread that computes for less than this part of its time mostly waits."""
+PATIENCE_SECONDS = 0.5
+"""Another thread joins those that wait after batches have been awaited for so long."""
 WAIT_SECONDS = 0.2
 """Between two questions whether to give up the wait for a batch."""
 SAY_SECONDS = 10.0
@@ -71,7 +72,7 @@ class _Readers(Generic[T]):
         self._ready: dict[int, tuple[T | BaseException]] = {}
         self._begun: dict[int, tuple[int, Place]] = {}
         self._taken, self._n_begun, self._n_threads = 0, 0, 0
-        self._ended = self._stopped = self._waits = False
+        self._ended = self._stopped = False
         self._add_thread()
 
     def take(
@@ -80,8 +81,6 @@ class _Readers(Generic[T]):
         """The next result, in a tuple; None after the last, or where it is given up."""
         began, say_at = time.monotonic(), SAY_SECONDS
         with self._changed:
-            if self._waits and self._taken not in self._ready:
-                self._add_thread()
             while (found := self._ready.pop(self._taken, None)) is None:
                 if self._ended and self._taken == self._n_begun:
                     return None
@@ -114,7 +113,7 @@ class _Readers(Generic[T]):
         print(line, file=for_messages(), flush=True)
 
     def _add_thread_if_it_helps(self) -> None:
-        mostly_waits = self._computed < WAITING * self._spent
+        mostly_waits = self._computed < COMPUTES_LESS_THAN * self._spent
         if mostly_waits and self._n_threads < MOST_READERS and not self._ended:
             self._add_thread()
 

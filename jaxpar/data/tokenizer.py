@@ -192,8 +192,8 @@ class BPE(TokenizerConfig):
     vocab_size: int
     """Number of ids: 256 for bytes, 3 special ones, and one for each merge."""
     train_bytes: int = 1_000_000_000
-    """Bytes of text to learn from; the first documents are taken. Of more than 200 MB,
-    200 MB are drawn by hash."""
+    """Bytes of text to learn from: the first ones. Where both this and the text to
+    train on have more than 200 MB, about 200 MB are drawn from all of it."""
 
     def __post_init__(self):
         require_positive(self, "train_bytes")

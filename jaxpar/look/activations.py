@@ -178,7 +178,8 @@ def _result(eqn: core.JaxprEqn, ins: list[Dims], out: Any) -> Dims:
         )
     if len(ins[0] if ins else ()) > out.aval.ndim:
         gone = params.get("axes", params.get("dimensions", ()))
-        return tuple(dim for i, dim in enumerate(ins[0]) if i not in gone)
+        left = tuple(dim for i, dim in enumerate(ins[0]) if i not in gone)
+        return left[: out.aval.ndim]  # The numbers of a random key become one.
     # As the operands of the same rank are, where sizes agree.
     dims: list[tuple[str, ...]] = [ANY] * getattr(out.aval, "ndim", 0)
     for shape, split in zip(shapes, ins, strict=False):

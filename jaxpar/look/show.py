@@ -12,6 +12,7 @@ from jaxpar.experiment import Experiment, Finetune
 from jaxpar.look.activations import activation_bytes
 from jaxpar.models.describe import describe
 from jaxpar.partition.layout import DATA_WORDS, Layout, as_layout
+from jaxpar.partition.pipeline import Schedule
 from jaxpar.partition.precision import in_its_types
 from jaxpar.run.directory import RunDir
 from jaxpar.run.placing import layout_for
@@ -78,7 +79,8 @@ class Copied:
 class Table(Report):
     """Parameters under a layout, the largest piece first; text, HTML, JSON, a picture.
 
-    optimizer, activations: bytes on each device, the latter an estimate.
+    optimizer, activations: bytes on each device, the latter an estimate. microbatches:
+    of a step.
     """
 
     model: str
@@ -87,6 +89,13 @@ class Table(Report):
     optimizer: int
     activations: int
     copied: tuple[Copied, ...]
+    microbatches: int = 1
+
+    @property
+    def bubble(self) -> float:
+        """The part of a step's ticks in which a stage has nothing to do."""
+        S = self.layout.n_stages
+        return Schedule(S, self.microbatches // S).bubble if S > 1 else 0.0
 
     @property
     def bytes(self) -> int:
@@ -127,7 +136,17 @@ class Table(Report):
             f"Activations, an estimate: {size_of(self.activations)} at the peak of a "
             f"step; with them {total}",
             *map(str, self.copied),
+            *self._pipeline(),
             NOT_COUNTED,
+        ]
+
+    def _pipeline(self) -> list[str]:
+        S, M = self.layout.n_stages, self.microbatches
+        if S == 1:
+            return []
+        return [
+            f"Pipeline: {S} stages, {M} microbatches in {M + S - 1} ticks; in "
+            f"{self.bubble:.0%} of them a stage has nothing to do (the bubble)"
         ]
 
     def plot(self, path: str | Path | None = None) -> Any:
@@ -155,6 +174,8 @@ class Table(Report):
             "optimizer": self.optimizer,
             "activations_estimate": self.activations,
             "copied": [dataclasses.asdict(each) for each in self.copied],
+            "microbatches": self.microbatches,
+            "bubble": self.bubble,
         }
 
 
@@ -188,6 +209,7 @@ def show(
         state_bytes(recipe, wanted).optimizer,
         activation_bytes(experiment),
         tuple(_copied(experiment, recipe, wanted, rows)),
+        wanted.microbatches(experiment.microbatches),
     )
 
 

@@ -76,6 +76,20 @@ def require_order(config: ModelConfig, layout: Layout) -> None:
         )
 
 
+def require_stack(config: ModelConfig, names: Any, layout: Layout) -> None:
+    """Refuses stages to a model of which no parameter is stacked by layers.
+
+    names: axis names of its parameters, by path.
+    """
+    if layout.n_stages > 1 and not any("layers" in axes for axes in names.values()):
+        raise UserError(
+            f"{type(config).__name__}: layout {layout.spelling} cuts a stack of layers "
+            "into stages, and the model has none; make its blocks with "
+            "jaxpar.nn.stack.stacked and run them with its scan, or write another "
+            "layout."
+        )
+
+
 @contextlib.contextmanager
 def explained(what: str, *, refusals: bool = True) -> Iterator[None]:
     """Errors of a model's own code: what was called, the whole message, and where.

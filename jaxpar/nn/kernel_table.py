@@ -18,8 +18,8 @@ from jaxpar.partition.sharding import current_context
 class Fused:
     """One kind of device's own kernel, and what it takes; tiles take everything.
 
-    All of them mask by a token's place in its row, so rows must be whole and in order,
-    and hold all keys that their queries may see.
+    All of them mask by a token's index in its row and by segments, and ignore
+    positions: rows must be whole, in order, and hold all keys that they may see.
     """
 
     name: str

@@ -12,15 +12,15 @@ from jaxpar.nn.attention_kernel import Gradients, Partial
 from jaxpar.nn.places import Places
 from jaxpar.nn.tiling import PADDED_KEY, padded
 
-# A row is cut into blocks of the first that divides it, filled up to the last.
+# Rows are padded to a multiple of the last; the block is the first that divides them.
 BLOCKS = (512, 256, 128)
 
 
 @dataclasses.dataclass(frozen=True)
 class SplashAttention:
-    """Causal attention in which places in a row stand for positions.
+    """Causal attention that masks by a token's index in its row, and by segments.
 
-    That is right where rows are whole, in order, and queries see no other keys. Rows
+    It ignores positions, so rows must be whole, in order, and hold all keys. Rows
     are filled up to whole blocks with a segment of their own. Queries are scaled before
     they are multiplied, in their own type.
     """

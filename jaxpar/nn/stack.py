@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -71,10 +70,9 @@ def scan(
     layer's piece. Returns x and the aux of all layers, stacked.
     """
     graph, weights = nnx.split(blocks)
-    n = jax.tree.leaves(weights)[0].shape[0]
 
-    def block(piece, x, *per_row):
-        layer, weights, carried = piece
+    def block(layer, piece, x, *per_row):
+        weights, carried = piece
         return run(nnx.merge(graph, weights), x, layer, carried, *per_row)
 
     notes = recorded()
@@ -86,7 +84,7 @@ def scan(
         block = jax.checkpoint(block, policy=policy(remat), prevent_cse=False)
         again = recomputed()
     with again:
-        x, aux = stages(block, (jnp.arange(n), weights, carried), x, *per_row)
+        x, aux = stages(block, (weights, carried), x, *per_row)
     if notes is not None:
         aux, values = aux
         for name, value in zip(names, values, strict=True):
@@ -100,9 +98,9 @@ def _with_notes(block: Callable, names: list[str]) -> Callable:
     They have to leave a scan as outputs.
     """
 
-    def run(piece, x, *per_row):
+    def run(layer, piece, x, *per_row):
         with recording() as notes:
-            x, aux = block(piece, x, *per_row)
+            x, aux = block(layer, piece, x, *per_row)
         names[:] = notes.found
         return x, (aux, tuple(notes.found.values()))
 

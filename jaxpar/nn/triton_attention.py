@@ -40,9 +40,9 @@ BLOCKS, BLOCKS_OF_WIDE_HEADS = Blocks(128, 64, 64, 64), Blocks(64, 64, 32, 32)
 
 @dataclasses.dataclass(frozen=True)
 class TritonAttention:
-    """Causal attention in which places in a row stand for positions.
+    """Causal attention that masks by a token's index in its row, and by segments.
 
-    That is right where rows are whole, in order, and queries see no other keys. Rows
+    It ignores positions, so rows must be whole, in order, and hold all keys. Rows
     are filled up to whole blocks with a segment of their own. Products are in the type
     of q, k and v; their sums and the softmax in float32.
     """

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxpar.errors import UserError
+from jaxpar.partition import cluster
 from jaxpar.partition.layout import Layout
+from jaxpar.tables import say_once
 
 Tree = TypeVar("Tree")
 
@@ -51,13 +53,17 @@ def check_exact(layout: Layout, parts: int, microbatches: int, rows: int) -> Non
         )
 
 
-def parts_on(layout: Layout, parts: int, rows: int) -> int:
-    """The parts where a layout can add them up in their order, else 0 (no order)."""
+def exact_or_off(layout: Layout, parts: int, rows: int) -> int:
+    """The parts where a layout can add them up in their order, else 0, said aloud."""
     if not parts:
         return 0
     try:
         check_exact(layout, parts, 1, rows)
-    except UserError:
+    except UserError as error:
+        say_once(
+            f"Sums are added up in an order of the layout's own here: {error}",
+            is_first=cluster.is_first(),
+        )
         return 0
     return parts
 
@@ -78,8 +84,10 @@ def sum_of_parts(
     """The sum of f(part) over n equal parts of rows, one after another, in pairs.
 
     Of each level of the tree one sum is held until its other half is there. The loop is
-    the same program for any n: the compiler does not learn how often it runs.
-    known_at_run: a floating-point array that is not NaN, such as a parameter.
+    the same program for any n: a compiler that knows how often it runs unrolls it, or
+    takes what it computes out of it, and fuses that otherwise, with other bits. So the
+    number of turns depends on known_at_run: a floating-point array that is not NaN,
+    such as a parameter. Of a single part there is a copy, which is not computed.
     """
     rows = jax.tree.map(lambda x: x.reshape(n, x.shape[0] // n, *x.shape[1:]), rows)
     if n == 1:  # Of a single part, what follows from its rows would leave the loop.

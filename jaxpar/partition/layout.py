@@ -15,8 +15,9 @@ from jaxpar.partition.rules import MESH_AXES, Rule, Rules, if_free
 
 DATA_WORDS = ("data", "zero1", "fsdp")
 CONTEXT_WORDS = ("context", "ring", "ulysses")
-BUILT = ("replica", *DATA_WORDS, *CONTEXT_WORDS, "tensor")
-NOT_BUILT = ("stage", "expert")
+STAGE = "stage"
+BUILT = ("replica", STAGE, *DATA_WORDS, *CONTEXT_WORDS, "tensor")
+NOT_BUILT = ("expert",)
 Dims = tuple[tuple[str, ...], ...]
 """The mesh axes that split each dimension of an array."""
 
@@ -69,6 +70,28 @@ class Layout(Spelled):
         return math.prod(self.sizes[axis] for axis in mesh_axes)
 
     @property
+    def n_stages(self) -> int:
+        """Stages of the pipeline; 1 without one."""
+        return self.sizes.get(STAGE, 1)
+
+    def microbatches(self, asked: int) -> int:
+        """How many microbatches a step has: 2 for each stage where one is asked for.
+
+        Raises:
+          UserError: the stages do not divide them.
+        """
+        S = self.n_stages
+        if S == 1 or asked % S == 0:
+            return asked
+        if asked == 1:
+            return 2 * S
+        near = max(S, asked - asked % S)
+        raise UserError(
+            f"microbatches={asked} is not divisible by the {S} stages of layout "
+            f"{self.spelling}; the nearest legal numbers are {near} and {near + S}."
+        )
+
+    @property
     def reorders_seq(self) -> bool:
         """Whether a row's tokens stand in another order than their own."""
         return self.attention in ("context", "ring")
@@ -84,7 +107,8 @@ class Layout(Spelled):
         computed = dataclasses.replace(
             self.computed, batch=self.computed.batch + seq_axes, seq=()
         )
-        return dataclasses.replace(self, computed=computed, attention="")
+        stored = dataclasses.replace(self.stored, layers=())
+        return dataclasses.replace(self, stored=stored, computed=computed, attention="")
 
     def token_numbers(self, length: int) -> np.ndarray:
         """The number of the token at each place of a row, [length].
@@ -271,6 +295,7 @@ def _build(words: dict[str, str]) -> Layout:
     tensor, _, sequence_parallel = words.get("tensor", "1").partition("+")
     sizes = {
         "replica": int(words.get("replica", 1)),
+        STAGE: int(words.get(STAGE, 1)),
         "data": int(words.get(data_word, 1)),
         "context": int(words.get(attention, 1)),
         "tensor": int(tensor),
@@ -289,13 +314,13 @@ def _build(words: dict[str, str]) -> Layout:
     over_tensor: dict[str, Any] = {
         name: "tensor" for name in ("heads", "kv_heads", "mlp", "vocab")
     }
-    whole = Rules(**over_tensor)
-    sliced = Rules(embed=("data", "context"), **over_tensor)
+    whole = Rules(layers=(STAGE,), **over_tensor)
+    sliced = Rules(layers=(STAGE,), embed=("data", "context"), **over_tensor)
     return Layout(
         spelling=",".join(f"{word}={n}" for word, n in spelled.items()),
         mesh_shape=tuple(sizes.items()),
         stored=sliced if data_word == "fsdp" else whole,
         optimizer=whole if data_word == "data" else sliced,
-        computed=Rules(batch=("replica", "data"), seq=seq, **over_tensor),
+        computed=Rules(batch=("replica", STAGE, "data"), seq=seq, **over_tensor),
         attention=attention,
     )

@@ -37,15 +37,30 @@ def scatter_sum(
     )
 
 
+def permute(
+    x: jax.Array, names: Names, axis: str, by: int, rest: Layout | None
+) -> jax.Array:
+    """An activation of the device `by` places before this one along a manual axis."""
+
+    def collective(x):
+        n = jax.lax.axis_size(axis)
+        return jax.lax.ppermute(x, axis, [(i, (i + by) % n) for i in range(n)])
+
+    # Where no other axis splits it, the gradient would be added up over them all.
+    is_split = rest is not None and any(rest.split(names, "computed"))
+    return _by_hand(collective, x, names, rest if is_split else None, "computed")
+
+
 def _by_hand(
     collective: Callable[[jax.Array], jax.Array],
     x: jax.Array,
     names: Names,
     rest: Layout | None,
+    which: str = "stored",
 ) -> jax.Array:
     if rest is None:
         return collective(x)
-    spec = rest.spec(names, "stored")
+    spec = rest.spec(names, which)
     run = jax.shard_map(
         collective, in_specs=spec, out_specs=spec, axis_names=set(rest.sizes),
         check_vma=False,

@@ -39,6 +39,9 @@ def over_row_axes(
 ) -> T:
     """run(axes) with the mesh axes that split rows, which are to be manual.
 
+    run traces a step. If what it traces raises WholeRowsNeeded, it is traced again with
+    the axes that split the batch alone.
+
     per_token: whether a device may be given a piece of each row. Even then it is not if
     the model needs whole rows: what splits the sequence stays with the compiler.
     """
@@ -62,17 +65,22 @@ def on_own_rows(
     batch: dict[str, jax.Array],
     out_specs: Any,
     gathers: Gathers = "microbatch",
+    microbatches: int = 1,
 ) -> Callable[..., Any]:
     """f(params, batch, keys) on every device, which sees its own rows as the batch.
 
     axes: the mesh axes that are manual. names: axis names of all parameters. out_specs:
-    as jax.shard_map takes them.
+    as jax.shard_map takes them. microbatches: of a pipeline, if there is one.
     """
 
     def inside(*args):
-        context = current_context()
-        gathered = gathers == "step"
-        with enter(dataclasses.replace(context, manual=tuple(axes), gathered=gathered)):
+        context = dataclasses.replace(
+            current_context(),
+            manual=tuple(axes),
+            gathered=gathers == "step",
+            microbatches=microbatches,
+        )
+        with enter(context):
             return f(*args)
 
     rows = {name: ROWS[:1] + ROWS[1:] * (x.ndim - 1) for name, x in batch.items()}
@@ -91,14 +99,14 @@ def on_own_rows(
 
 def on_every_device(f: Callable[..., Any]) -> Callable[..., Any]:
     """f on every device, which each have all that it takes: one program for all."""
+    layout = current_context().layout
+    axes = tuple(layout.sizes) if layout else ()
 
     def inside(*args):
         context = current_context()
         with enter(dataclasses.replace(context, manual=axes)):
             return f(*args)
 
-    layout = current_context().layout
-    axes = tuple(layout.sizes) if layout else ()
     whole = PartitionSpec()
     return jax.shard_map(
         inside, in_specs=whole, out_specs=whole, axis_names=set(axes), check_vma=False
@@ -130,7 +138,7 @@ def widened(params: Any) -> Any:
 def gather_once(w: jax.Array, names: AxisNames) -> jax.Array:
     """A parameter, whole over the manual axes, for the whole step."""
     context = current_context()
-    for i, axes in enumerate(context.manual_dims(names, "stored")):
+    for i, axes in enumerate(context.gathered_dims(names)):
         if axes:
             w = gather_pieces(w, names, i, axes, context.automatic)
     return w
@@ -168,7 +176,9 @@ def reduce_once(grad: jax.Array, names: AxisNames) -> jax.Array:
     """
     context = current_context()
     have = context.manual_dims(names, "stored")
-    have = ((),) * len(names) if context.gathered else have
+    if context.gathered:
+        brought = context.gathered_dims(names)
+        have = [() if found else dim for dim, found in zip(have, brought, strict=True)]
     done: set[str] = set()
     for i, want in enumerate(context.manual_dims(names, "optimizer")):
         if want and not have[i]:

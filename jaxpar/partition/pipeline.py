@@ -1,24 +1,221 @@
-"""Runs a stack of blocks over its layers; pipeline schedules go here (none yet)."""
+"""Runs a stack of layers: one after another, or as a pipeline over `stage`.
 
-from collections.abc import Callable
-from typing import Any
+The pipeline is one program that all devices run (GPipe: Huang et al., 2019, as SPMD: Xu
+et al., 2021, section 3.3): each holds the layers of its stage, and at each tick sends
+what it has computed to the next stage. The rows of a batch lie on all stages: inputs
+travel down to the first stage in a ring of their own, and the places that they leave in
+it take the outputs home.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxpar.errors import UserError
+from jaxpar.partition.layout import STAGE
+from jaxpar.partition.manual_pieces import permute
+from jaxpar.partition.sharding import current_context
+
+X = ("batch", "seq", "embed")
+"""The axes of what goes through a stack."""
+_ran: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar(
+    "ran", default=None
+)
+
+
+class Schedule(NamedTuple):
+    """Which microbatch a stage computes at which tick.
+
+    Device s of the stages holds the rows of microbatch (g, s) of each group g.
+    """
+
+    n_stages: int
+    n_groups: int
+    """Microbatches of each device's own rows; n_stages times as many in all."""
+
+    @property
+    def n_microbatches(self) -> int:
+        """Of the rows of all stages."""
+        return self.n_stages * self.n_groups
+
+    @property
+    def n_ticks(self) -> int:
+        """Ticks in which some stage computes."""
+        return self.n_microbatches + self.n_stages - 1
+
+    @property
+    def bubble(self) -> float:
+        """The part of its ticks in which a stage computes nothing that counts."""
+        return (self.n_stages - 1) / self.n_ticks
+
+
+@contextlib.contextmanager
+def all_stacks_run(names: Any) -> Iterator[None]:
+    """A block that traces a model, all of whose stacked parameters `stages` must run.
+
+    A device sees the layers of its own stage alone: code that walks along them itself
+    would leave out the others. names: axis names of all parameters, as a tree.
+
+    Raises:
+      UserError: it does.
+    """
+    context = current_context()
+    token = _ran.set(ran := [])
+    try:
+        yield
+    finally:
+        _ran.reset(token)
+    each = jax.tree.leaves(names, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    n = sum("layers" in axes for axes in each)
+    if context.layout and context.layout.n_stages > 1 and sum(ran) < n:
+        raise UserError(
+            f"Layout {context.layout.spelling}: of {n} parameters with an axis "
+            f"`layers`, jaxpar.nn.stack.scan has run {sum(ran)}; with stage it has to "
+            "run all of them, since a device has the layers of its own stage alone."
+        )
 
 
 def stages(
     block: Callable[..., tuple[jax.Array, Any]],
     blocks: Any,
-    x: jax.Array,
+    x: Float[Array, "B T D"],
     *per_row: Any,
-) -> tuple[jax.Array, Any]:
-    """Runs block(piece, x, *per_row) -> (x, aux) for each layer, in order.
+) -> tuple[Float[Array, "B T D"], Any]:
+    """Runs block(layer, piece, x, *per_row) -> (x, aux) for each layer, in order.
 
-    `blocks` is any pytree stacked by layers, of which a block gets its own piece;
-    every block reads `per_row`. Returns x and the aux of all layers, stacked.
+    `blocks` is any pytree stacked by layers, of which a block gets its own piece beside
+    its layer's number; every block reads `per_row`, whose arrays have a row of the
+    batch each. Returns x and the aux of all layers, stacked.
     """
+    context = current_context()
+    if STAGE in context.manual:
+        return _pipeline(block, blocks, x, per_row)
+    return _in_order(block, blocks, x, per_row, first=0)
+
+
+def _in_order(block, blocks, x, per_row, *, first) -> tuple[jax.Array, Any]:
+    """These layers one after another; first: the number of the first of them."""
 
     def body(x, piece):
-        return block(piece, x, *per_row)
+        return block(*piece, x, *per_row)
 
-    return jax.lax.scan(body, x, blocks)
+    n = jax.tree.leaves(blocks)[0].shape[0]
+    return jax.lax.scan(body, x, (first + jnp.arange(n), blocks))
+
+
+def _pipeline(block, blocks, x, per_row) -> tuple[jax.Array, Any]:
+    """The same, where each device of `stage` has its own rows and its own layers."""
+    schedule = Schedule(jax.lax.axis_size(STAGE), current_context().groups_of(len(x)))
+    stage, pieces = jax.lax.axis_index(STAGE), jax.tree.leaves(blocks)
+    first = stage * pieces[0].shape[0]
+    if (ran := _ran.get()) is not None:
+        ran.append(len(pieces))
+    inputs = x.reshape(schedule.n_groups, -1, *x.shape[1:])
+    travelling = _for_all_stages(per_row, schedule)
+
+    def tick(carry, t):
+        ring, received, outputs = carry
+        ring, outputs = _at_home(t, ring, inputs, outputs, schedule)
+        is_first = stage == 0
+        to_do = jnp.where(is_first, ring, received)
+        ring = jnp.where(is_first, received, ring)
+        number = t - stage
+        counts = (number >= 0) & (number < schedule.n_microbatches)
+        to_do = jnp.where(counts, to_do, _of_no_account(inputs))
+        number = jnp.clip(number, 0, schedule.n_microbatches - 1)
+        mine = jax.tree.map(lambda rows: rows[number], travelling)
+        y, aux = _in_order(block, blocks, to_do, mine, first=first)
+        return (_send(ring, -1), _send(y, 1), outputs), aux
+
+    nothing = _nothing_yet(inputs)
+    carry, aux = jax.lax.scan(
+        tick, (nothing, nothing, jnp.zeros_like(inputs)), jnp.arange(schedule.n_ticks)
+    )
+    ring, received, outputs = carry
+    # The last microbatch has reached the first stage, and goes home from there.
+    ring = _send(jnp.where(stage == 0, received, ring), -1)
+    _, outputs = _at_home(schedule.n_ticks + 1, ring, inputs, outputs, schedule)
+    return outputs.reshape(x.shape), _stacked(aux, stage, schedule)
+
+
+def _of_no_account(inputs: jax.Array) -> jax.Array:
+    """What a stage computes on in a tick of the bubble.
+
+    Real rows: their gradient is zero only where all that they come to is finite.
+    """
+    return jax.lax.stop_gradient(inputs[0])
+
+
+def _nothing_yet(inputs: jax.Array) -> jax.Array:
+    """What a stage has received before the first tick."""
+    return jnp.zeros_like(inputs[0])
+
+
+def _at_home(t, ring, inputs, outputs, schedule) -> tuple[jax.Array, jax.Array]:
+    """The ring and the outputs, once the ring's places have been emptied and filled.
+
+    In every S-th tick each of the outputs in the ring is where its rows live: those of
+    the group before the last one. The inputs of the next group then enter the ring.
+    """
+    group, rest = t // schedule.n_stages, t % schedule.n_stages
+    last = schedule.n_groups - 1
+    done = jnp.clip(group - 2, 0, last)
+    kept = jnp.where((rest == 0) & (group >= 2), ring, outputs[done])
+    outputs = jax.lax.dynamic_update_index_in_dim(outputs, kept, done, 0)
+    ring = jnp.where(rest == 0, inputs[jnp.clip(group, 0, last)], ring)
+    return ring, outputs
+
+
+def _send(x: jax.Array, by: int) -> jax.Array:
+    """What the stage before this one has (by=1), or the one after it (by=-1)."""
+    return permute(x, X, STAGE, by, current_context().automatic)
+
+
+def _for_all_stages(per_row: Any, schedule: Schedule) -> Any:
+    """Arrays of this device's rows as those of all stages: [microbatches, rows, ...].
+
+    Every stage reads the places of the tokens that come by; they are a few numbers
+    beside the tokens' activations.
+    """
+
+    def gathered(rows):
+        if jnp.issubdtype(rows.dtype, jax.dtypes.prng_key):
+            kind = jax.random.key_impl(rows)
+            return jax.random.wrap_key_data(
+                gathered(jax.random.key_data(rows)), impl=kind
+            )
+        rows = rows.reshape(schedule.n_groups, -1, *rows.shape[1:])
+        rows = jax.lax.all_gather(rows, STAGE, axis=1)  # [groups, stages, rows, ...]
+        return rows.reshape(schedule.n_microbatches, *rows.shape[2:])
+
+    return jax.tree.map(gathered, per_row)
+
+
+def _stacked(aux: Any, stage: jax.Array, schedule: Schedule) -> Any:
+    """What blocks returned, of all layers for this device's rows, stacked by layers.
+
+    aux: [ticks, layers of the stage, rows of a microbatch, ...] each.
+
+    Raises:
+      UserError: something that a block returned has no rows.
+    """
+
+    def of_own_rows(x):
+        if x.ndim < 3:
+            raise UserError(
+                "With stage, what a block returns beside its activations, or notes, "
+                f"has an axis for rows first; it has the shape {x.shape[2:]}."
+            )
+        x = jax.lax.dynamic_slice_in_dim(x, stage, schedule.n_microbatches)
+        x = x.reshape(schedule.n_groups, schedule.n_stages, *x.shape[1:])
+        # [groups, homes, layers, rows, ...] -> [stages, groups, layers, rows, ...]
+        x = jax.lax.all_to_all(jnp.moveaxis(x, 1, 0), STAGE, 0, 0, tiled=True)
+        x = jnp.moveaxis(x, 1, 2)
+        return x.reshape(-1, x.shape[2] * x.shape[3], *x.shape[4:])
+
+    return jax.tree.map(of_own_rows, aux)

@@ -22,7 +22,7 @@ T = TypeVar("T")
 class Precision:
     """Floating-point types: bfloat16, float16, float32 or float64.
 
-    Sums, norms, softmax, logits and the loss are never narrower than float32.
+    Norms, softmax, logits, the loss and its sums are never narrower than float32.
     """
 
     params: str = "float32"

@@ -40,6 +40,8 @@ class Context:
     """Whether parameters are whole over the manual axes, however they are stored."""
     recomputed: bool = False
     """Whether rematerialisation makes the residuals of backward rules again."""
+    microbatches: int = 1
+    """Those that go through a pipeline, of the rows of all its stages."""
 
     @property
     def automatic(self) -> Layout | None:
@@ -52,6 +54,23 @@ class Context:
             return ((),) * len(names)
         dims = self.layout.split(names, which)
         return tuple(tuple(a for a in dim if a in self.manual) for dim in dims)
+
+    def gathered_dims(self, names: Sequence[str | None]) -> Dims:
+        """The manual axes over which a parameter's slices are brought together.
+
+        Its layers never are: a stage of a pipeline computes its own.
+        """
+        dims = self.manual_dims(names, "stored")
+        return tuple(
+            () if name == "layers" else dim
+            for name, dim in zip(names, dims, strict=True)
+        )
+
+    def groups_of(self, rows: int) -> int:
+        """Into how many microbatches a device's rows are cut for a pipeline."""
+        layout = self.layout
+        n = layout.microbatches(self.microbatches) // layout.n_stages if layout else 1
+        return math.gcd(rows, n)
 
 
 class WholeRowsNeeded(Exception):
@@ -246,7 +265,7 @@ def _manual_slices(names: AxisNames) -> Dims:
     context = _context.value
     if context is None or context.gathered:
         return ((),) * len(names)
-    return context.manual_dims(names, "stored")
+    return context.gathered_dims(names)
 
 
 def whole_shape(w: jax.Array, names: AxisNames) -> tuple[int, ...]:

@@ -18,8 +18,8 @@ Read = Callable[[int], LongText]
 def texts_to_learn(n: int, read: Read, *, most: int) -> Iterator[LongText]:
     """The n documents; of more than SAMPLE_BYTES, stretches that a hash has drawn.
 
-    read: gives document i. most: bytes that the tokenizer learns from at most; where
-    these are no more than SAMPLE_BYTES, it takes the first documents.
+    read: gives document i. most: bytes that the tokenizer learns from at most, of which
+    it takes the first; where these are no more than SAMPLE_BYTES, nothing is drawn.
     """
     if most <= SAMPLE_BYTES or not _has_more(n, read):
         return map(read, range(n))
@@ -33,10 +33,12 @@ def texts_to_learn(n: int, read: Read, *, most: int) -> Iterator[LongText]:
 
 
 def drawn(n: int, read: Read) -> Iterator[bytes]:
-    """Stretches in the order of their hashes, about SAMPLE_BYTES in all.
+    """Stretches in the order of a hash of their numbers, about SAMPLE_BYTES in all.
 
     A stretch is some documents, one after another, or the whole lines in one of several
-    equal parts of a document; of each document it has at most STRETCH_BYTES.
+    equal parts of a document; of each document it has at most STRETCH_BYTES. How many
+    make a stretch follows from the first N_MEASURED: where later ones are much longer,
+    all stretches together may have less than SAMPLE_BYTES.
     """
     measured = range(min(n, N_MEASURED))
     mean = max(sum(len(read(i)) for i in measured) / len(measured), 1)

@@ -13,6 +13,7 @@ from jaxpar.partition import own_rows
 from jaxpar.partition.fixed_order import sum_of_parts, sum_over_devices
 from jaxpar.partition.layout import Placed
 from jaxpar.partition.own_rows import ROWS, Gathers
+from jaxpar.partition.pipeline import all_stacks_run
 from jaxpar.partition.sharding import constrain, use_layout
 from jaxpar.train.objective import Batch, Sums, sums_of
 from jaxpar.train.state import Recipe
@@ -36,14 +37,17 @@ def make_gradients(
 
     Gradients are in no less than `precision.reduce`, in the slices that the optimizer
     keeps. microbatches: parts of the batch whose gradients are accumulated one after
-    another. fsdp_gathers, exact: see Experiment.
+    another, or which go through a pipeline. fsdp_gathers, exact: see Experiment.
     """
     if exact:
         return _exact_gradients(recipe, placed, exact=exact, seed=seed)
-    accumulated = _accumulated(loss_gradients(recipe), microbatches)
+    is_pipeline = placed.layout.n_stages > 1
+    accumulated = _accumulated(
+        loss_gradients(recipe), 1 if is_pipeline else microbatches
+    )
     names: Any = recipe.anatomy.names
 
-    def on_own_rows(params, batch, keys):
+    def device_gradients(params, batch, keys):
         params = own_rows.widened(params)
         if fsdp_gathers == "step":
             params = jax.tree.map(own_rows.gather_once, params, names)
@@ -57,17 +61,19 @@ def make_gradients(
             return accumulated(own_rows.widened(params), *rows)
         scalar: Any = PartitionSpec()
 
-        def run(metrics: Any) -> tuple[Any, Sums]:
+        def run(metric_specs: Any) -> tuple[Any, Sums]:
             grads = own_rows.specs(names, "optimizer", axes)
             over_rows = own_rows.on_own_rows(
-                on_own_rows, axes, names=names, batch=args[1], gathers=fsdp_gathers,
-                out_specs=(grads, Sums(scalar, scalar, metrics)),
+                device_gradients, axes, names=names, batch=args[1],
+                gathers=fsdp_gathers, microbatches=microbatches,
+                out_specs=(grads, Sums(scalar, scalar, metric_specs)),
             )  # fmt: skip
             return over_rows(*args)
 
-        # Metrics are known once they are traced; what `verify` notes is no scalar.
-        _, sums = jax.eval_shape(lambda: run(scalar))
-        return run(own_rows.specs(_axes_of_notes(sums.metrics), "computed", axes))
+        with all_stacks_run(names):
+            # Metrics are known once they are traced; what `verify` notes is no scalar.
+            _, sums = jax.eval_shape(lambda: run(scalar))
+            return run(own_rows.specs(_axes_of_notes(sums.metrics), "computed", axes))
 
     def in_layout(params: Any, batch: Batch, step: Int[Array, ""]) -> tuple[Any, Sums]:
         with use_layout(placed, recipe.precision):
@@ -107,7 +113,7 @@ def over_parts(f: OnRows, recipe: Recipe, placed: Placed, *, parts: int) -> OnRo
     """
     axes, n = tuple(placed.layout.sizes), placed.layout.n_devices
 
-    def on_own_rows(params, batch, keys):
+    def device_sums(params, batch, keys):
         def part(rows):
             # What is fused across the borders of a part depends on their number.
             rows = jax.lax.optimization_barrier(rows)
@@ -120,7 +126,7 @@ def over_parts(f: OnRows, recipe: Recipe, placed: Placed, *, parts: int) -> OnRo
 
     def run(params, batch, keys):
         over_devices = own_rows.on_own_rows(
-            on_own_rows, axes, names=recipe.anatomy.names, batch=batch,
+            device_sums, axes, names=recipe.anatomy.names, batch=batch,
             out_specs=PartitionSpec(),
         )  # fmt: skip
         return over_devices(params, batch, keys)
@@ -135,7 +141,10 @@ def row_keys(seed: int, step: Int[Array, ""], rows: int) -> jax.Array:
 
 
 def loss_gradients(recipe: Recipe) -> Gradients:
-    """Of one microbatch. Traced once, although a scan needs its output shapes first."""
+    """A function that gives gradients of one microbatch's summed loss, and its Sums.
+
+    It is traced once, although a scan needs its output shapes first.
+    """
     anatomy = recipe.anatomy
 
     def gradients(params, batch, keys):
@@ -150,7 +159,7 @@ def loss_gradients(recipe: Recipe) -> Gradients:
 
 
 def _accumulated(gradients: Gradients, microbatches: int) -> Gradients:
-    """The same of several microbatches, one after another."""
+    """The same function of several microbatches, one after another, added up."""
     if microbatches == 1:
         return gradients
 

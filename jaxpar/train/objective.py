@@ -32,7 +32,8 @@ class Sums(NamedTuple):
     weight: jax.Array
     """Sum of the tokens' weights; a scalar."""
     metrics: dict[str, jax.Array]
-    """Further weighted sums, by name; scalars."""
+    """Further weighted sums, by name: scalars; and in `verify` what the model notes,
+    which are arrays."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxpar.errors import UserError
 from jaxpar.models.base import Model, ModelConfig
-from jaxpar.models.contract import checked_model, require_order
+from jaxpar.models.contract import checked_model, require_order, require_stack
 from jaxpar.optim.optimizer import OptimConfig, Optimizer
 from jaxpar.optim.schedule import NEVER
 from jaxpar.partition.layout import Layout, Placed
@@ -112,11 +112,13 @@ class Recipe:
 
         Raises:
           UserError: the layout's mesh axes do not divide a parameter's dimensions, or
-            it reorders rows of a model that walks along them.
+            it reorders rows of a model that walks along them, or makes stages of one
+            without a stack.
         """
         anatomy = self.anatomy
         require_order(self.model, layout)
         names = flatten(anatomy.names)
+        require_stack(self.model, names, layout)
         for path, leaf in flatten(anatomy.shapes).items():
             for which in ("stored", "optimizer", "computed"):
                 layout.check(path, leaf.shape, names[path], which)

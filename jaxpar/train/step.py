@@ -9,11 +9,13 @@ import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from jaxpar.errors import UserError
 from jaxpar.optim.optimizer import Optimizer
 from jaxpar.partition import own_rows
 from jaxpar.partition.fixed_order import compiler_options
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.own_rows import Gathers
+from jaxpar.partition.pipeline import all_stacks_run
 from jaxpar.partition.sharding import use_layout
 from jaxpar.train.gradients import make_gradients, over_parts
 from jaxpar.train.nonfinite import find_nonfinite, keep_where
@@ -42,7 +44,13 @@ class TrainStep:
         return self._program(state, batch, rate)
 
     def lower(self, state: Any, batch: Any) -> Any:
-        """The program for these arguments, or shapes, as `jax.jit` lowers it."""
+        """The program for these arguments, or shapes, as `jax.jit` lowers it.
+
+        Raises:
+          UserError: it is an exact step, of two programs.
+        """
+        if not hasattr(self._program, "lower"):
+            raise UserError("A step with exact is two programs, not one to look at.")
         rate = jax.eval_shape(self._rate, state.step, state.decay_from)
         return self._program.lower(state, batch, rate)
 
@@ -108,12 +116,12 @@ def _exact_step(
         compiler_options=options,
     )
 
-    def on_every_device(*args):
+    def device_update(*args):
         with use_layout(placed, recipe.precision):
             return own_rows.on_every_device(update)(*args)
 
     apply = jax.jit(
-        on_every_device,
+        device_update,
         donate_argnums=0,
         out_shardings=out_shardings,
         compiler_options=options,
@@ -199,7 +207,8 @@ def make_eval_step(
                 lambda *args: own_rows.sum_over_rows(scores(*args)),
                 axes, names=anatomy.names, batch=batch, out_specs=PartitionSpec(),
             )  # fmt: skip
-            return run(params, batch, None)
+            with all_stacks_run(anatomy.names):
+                return run(params, batch, None)
 
         per_token = recipe.per_token
         return own_rows.over_row_axes(over, placed.layout, per_token=per_token)

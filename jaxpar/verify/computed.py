@@ -16,6 +16,7 @@ from jaxpar.experiment import Experiment
 from jaxpar.generate.logits import logits_of
 from jaxpar.generate.sampling import Generator, Sampling
 from jaxpar.models.base import Model
+from jaxpar.nn.stack import LAYERS
 from jaxpar.optim.schedule import NEVER
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.notes import recording
@@ -122,10 +123,16 @@ class Computed:
     @once
     def notes(self) -> dict[str, jax.Array]:
         """What the model notes, summed over microbatches, in the order of its calls."""
-        objective = Noted(self.experiment.objective)
+        experiment = self.experiment
+        objective = Noted(experiment.objective)
         noted = dataclasses.replace(self.recipe, objective=objective)
         program = self._gradient_program(noted)
-        numbered = program(self.params, self.batch, STEP)[1].metrics
+        numbered: dict[str, Any] = program(self.params, self.batch, STEP)[1].metrics
+        if self.layout.n_stages > 1:
+            numbered = {
+                key: _over_microbatches(x, int(LAYERS in key), experiment.microbatches)
+                for key, x in numbered.items()
+            }
         return {key.partition(" ")[2]: numbered[key] for key in sorted(numbered)}
 
     @once
@@ -226,6 +233,18 @@ class Noted(Objective):
             sums = self.inner(model, batch, keys)
         found = {f"{i:04} {name}": x for i, (name, x) in enumerate(notes.found.items())}
         return sums._replace(metrics=found)
+
+
+def _over_microbatches(x: jax.Array, rows: int, microbatches: int) -> np.ndarray:
+    """Notes of all rows, summed as one device sums them over its microbatches.
+
+    rows: which axis theirs is; row i is of microbatch i % microbatches.
+    """
+    values = np.asarray(x)
+    shape = values.shape
+    return values.reshape(*shape[:rows], -1, microbatches, *shape[rows + 1 :]).sum(
+        rows + 1
+    )
 
 
 def _shardings(tree: Any) -> Any:

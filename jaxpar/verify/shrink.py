@@ -95,6 +95,7 @@ def _with_rows(
     # With `exact`, a batch is summed over its own parts, whatever its microbatches.
     microbatches = experiment.microbatches if experiment.exact else PARTS
     rows = ROWS * microbatches * layout.batch_divisor
+    microbatches *= layout.n_stages
     data = dataclasses.replace(
         experiment.data,
         seq_len=seq_len,

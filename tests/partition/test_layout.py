@@ -31,6 +31,7 @@ def test_rules_have_a_field_for_each_axis_name():
         ("tensor=2+sp,data=4", "data=4,tensor=2+sp", {"data": 4, "tensor": 2}),
         ("ring=2,fsdp=4", "fsdp=4,ring=2", {"data": 4, "context": 2}),
         ("ulysses=2", "ulysses=2", {"context": 2}),
+        ("data=2,stage=4", "stage=4,data=2", {"stage": 4, "data": 2}),
     ],
 )
 def test_a_spelling_is_read_and_written_in_mesh_order(text, spelling, sizes):
@@ -43,7 +44,7 @@ def test_a_spelling_is_read_and_written_in_mesh_order(text, spelling, sizes):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("stage=4", "not built yet"),
+        ("stage=2x2", "no positive size"),
         ("expert=4", "not built yet"),
         ("tensor=2+cp", "no positive size"),
         ("ring=2,context=2", "at most one of context, ring, ulysses"),

@@ -14,16 +14,19 @@ import pytest
 
 from jaxpar.cli import main
 from jaxpar.generate import sampling
-from jaxpar.models import decoder
+from jaxpar.models import decoder, sizes
 from jaxpar.nn import attention, flash_attention, linear, mlp, norm, param
 from jaxpar.nn.context_parallel import KeyBlock
 from jaxpar.optim import optimizer
+from jaxpar.partition import pipeline
 from jaxpar.partition.collectives import Collectives, local
 from jaxpar.partition.sharding import current_context, gather
 from jaxpar.train import loss, objective
 from jaxpar.verify import Reference, assert_same
+from jaxpar.verify.locate import NOTES
 from jaxpar.verify.parts import PARTS, TOKENS
 from jaxpar.verify.prove import prove
+from tests.verify.conftest import run_of
 from tests.verify.own_bug import OwnConfig
 
 RESIDUAL = ("batch", "seq", "embed")
@@ -308,6 +311,44 @@ def test_a_planted_bug_is_found_and_located(bug, small, monkeypatch):
     if first.where == "backward":
         right = {leaf.kind for leaf in proof.leaves if leaf.passed}
         assert {"init", "loss"} <= right
+
+
+def stale_places(per_row, schedule):
+    """A stage reads the places of the microbatch before the one that comes by."""
+    places = FOR_ALL_STAGES(per_row, schedule)
+    before = jnp.maximum(jnp.arange(schedule.n_microbatches) - 1, 0)
+    return jax.tree.map(lambda rows: rows[before], places)
+
+
+def one_tick_late(t, *more):
+    """Inputs enter the first stage, and outputs leave the ring, one tick late."""
+    return AT_HOME(t - 1, *more)
+
+
+FOR_ALL_STAGES, AT_HOME = pipeline._for_all_stages, pipeline._at_home
+IN_A_PIPELINE = {"_for_all_stages": stale_places, "_at_home": one_tick_late}
+
+
+@pytest.fixture(scope="module")
+def staged():
+    """A reference whose layers and microbatches stages divide."""
+    model = sizes.llama(
+        vocab_size=120, n_layers=4, d_embed=16, n_heads=2, n_kv_heads=2, d_mlp=16,
+        max_positions=24,
+    )  # fmt: skip
+    run = run_of(model, batch_size=16, seq_len=16, microbatches=4)
+    reference = Reference(run, parts=PARTS[:3])
+    for part in (*reference.parts, NOTES):
+        reference.wanted(part)
+    return reference
+
+
+@pytest.mark.parametrize("name", IN_A_PIPELINE)
+def test_a_bug_in_a_pipeline_is_found_in_its_first_layer(name, staged, monkeypatch):
+    monkeypatch.setattr(pipeline, name, IN_A_PIPELINE[name])
+    first = prove(staged, "stage=4").first
+    assert first is not None
+    assert (first.where, first.layer, first.axis) == ("forward", 0, "stage")
 
 
 def test_a_bug_in_ones_own_file_is_found_by_the_command(capsys):

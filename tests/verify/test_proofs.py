@@ -28,6 +28,12 @@ LAYOUTS = (
     "fsdp=2,context=2,tensor=2",
     "fsdp=2,ring=2,tensor=2+sp",
     "zero1=2,ulysses=2,tensor=2",
+    "stage=4,data=2",
+    "stage=4,zero1=2",
+    "stage=2,fsdp=4",
+    "stage=2,data=2,tensor=2+sp",
+    "stage=2,ring=2,tensor=2",
+    "stage=2,ulysses=4",
 )
 # The others run with `pytest -m slow tests/verify`.
 EVERYDAY = {
@@ -35,6 +41,7 @@ EVERYDAY = {
     ("gpt", "fsdp=2,ring=2,tensor=2+sp"),
     ("llama", "zero1=8"),
     ("llama", "data=2,ulysses=4"),
+    ("gpt", "stage=2,data=2,tensor=2+sp"),
 }
 LAYOUTS_OF_ROWS = (
     "data=8",
