@@ -82,7 +82,8 @@ class Case:
     def shape(self) -> tuple[int, int]:
         """Rows of a step, and their length."""
         if self.experiment:
-            rows = 4 * self.parsed.batch_divisor * self.microbatches
+            parts = self.microbatches // self.parsed.n_stages or 1
+            rows = 4 * self.parsed.batch_divisor * parts
             return rows, self._experiment.data.seq_len
         return 32, T
 

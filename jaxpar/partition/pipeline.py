@@ -115,6 +115,7 @@ def _pipeline(block, blocks, x, per_row) -> tuple[jax.Array, Any]:
     first = stage * pieces[0].shape[0]
     if (ran := _ran.get()) is not None:
         ran.append(len(pieces))
+    _require_rows(len(x), per_row)
     inputs = x.reshape(schedule.n_groups, -1, *x.shape[1:])
     travelling = _for_all_stages(per_row, schedule)
 
@@ -141,6 +142,17 @@ def _pipeline(block, blocks, x, per_row) -> tuple[jax.Array, Any]:
     ring = _send(jnp.where(stage == 0, received, ring), -1)
     _, outputs = _at_home(schedule.n_ticks + 1, ring, inputs, outputs, schedule)
     return outputs.reshape(x.shape), _stacked(aux, stage, schedule)
+
+
+def _require_rows(n: int, per_row: Any) -> None:
+    """Refuses what blocks read that has no row for each of x: it could not travel."""
+    for shape in (leaf.shape for leaf in jax.tree.leaves(per_row)):
+        if shape[:1] != (n,):
+            raise UserError(
+                "With stage, arrays that nn.stack.scan hands to all blocks have the "
+                f"{n} rows of x first; one has the shape {shape}. Let `run` close over "
+                "what is the same for all rows."
+            )
 
 
 def _of_no_account(inputs: jax.Array) -> jax.Array:

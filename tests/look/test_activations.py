@@ -29,6 +29,7 @@ from jaxpar.train.step import make_train_step
 SMALL = dict(vocab_size=500, n_layers=3, d_embed=64, n_heads=4, max_positions=64)
 GPT = sizes.gpt(**SMALL)
 LLAMA = sizes.llama(**SMALL, n_kv_heads=4, d_mlp=128)
+DEEPER = dataclasses.replace(LLAMA, n_layers=4)
 
 
 def experiment(model=GPT, layout="data=1", *, remat="none", rows=16, **fields):
@@ -66,6 +67,8 @@ def allocated(run):
         pytest.param(GPT, "fsdp=8", "dots", marks=pytest.mark.slow),
         pytest.param(LLAMA, "data=2,context=4", "none", marks=pytest.mark.slow),
         pytest.param(LLAMA, "fsdp=4,tensor=2+sp", "none", marks=pytest.mark.slow),
+        pytest.param(DEEPER, "stage=2,data=2", "none", marks=pytest.mark.slow),
+        pytest.param(DEEPER, "stage=4,data=2", "full", marks=pytest.mark.slow),
     ],
 )
 def test_the_estimate_is_near_what_the_compiler_allocates(model, layout, remat):

@@ -25,7 +25,7 @@ from jaxpar.models.base import Aux, ModelConfig
 from jaxpar.nn.embed import lookup
 from jaxpar.nn.linear import dense
 from jaxpar.nn.param import fan_in, normal, param
-from jaxpar.nn.stack import stacked
+from jaxpar.nn.stack import scan, stacked
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition import pipeline
 from jaxpar.partition.layout import Layout
@@ -150,7 +150,7 @@ def test_the_command_refuses_in_one_line(capsys):
 
 @dataclasses.dataclass(frozen=True)
 class Own(ModelConfig):
-    """A model whose stack is made here, and run as `how` says: not, or by itself."""
+    """A model whose stack is run as `how` says: there is none, itself, or a table."""
 
     vocab_size: int = 260
     max_positions: int = 32
@@ -171,13 +171,21 @@ class OwnModel(nnx.Module):
         self.embedding = param(rngs, normal(0.02), vocab=260, embed=16)
         self.unembedding = param(rngs, fan_in("embed"), embed=16, vocab=260)
         if self.how != "none":
-            self.layers = stacked(lambda rngs: Layer(rngs), 4, rngs)
+            self.layers = stacked(lambda rngs: Layer(rngs), 8, rngs)
 
     def __call__(self, tokens, where, keys=None, cache=None):
         x = constrain(lookup(self.embedding, tokens), "batch", "seq", "embed")
-        if self.how != "none":
+        if self.how == "itself":
             w = self.layers.w[...]
             x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)
+        elif self.how == "a table":  # Of positions, the same for all rows.
+            table = jnp.ones((x.shape[1], 16), x.dtype)
+            x, _ = scan(
+                lambda block, x, layer, carried, t: (x + t[None], None),
+                self.layers,
+                x,
+                table,
+            )
         return x, Aux()
 
     def unembed(self, x):
@@ -193,6 +201,11 @@ def test_a_model_without_a_stack_has_no_stages():
 def test_a_stack_that_a_model_walks_along_itself_is_refused():
     with pytest.raises(UserError, match="of 1 parameters.*has run 0"):
         gradients(experiment("stage=2", Own(how="itself")))
+
+
+def test_what_blocks_read_has_rows_that_can_travel():
+    with pytest.raises(UserError, match=r"2 rows of x first; one has.*(32, 16)"):
+        gradients(experiment("stage=8", Own(how="a table")))
 
 
 def test_show_says_the_bubble():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from experiments.bench.collectives import Case, count, report
+from experiments.bench.collectives import MODEL, Case, count, report
 from experiments.bench.least_bytes import least
 from experiments.bench.program_text import collectives, totals
 from experiments.bench.targets import CUDA_MISSING, has_cuda
@@ -227,3 +227,20 @@ def test_copies_reduce_their_gradients_once_a_step():
 def test_a_step_for_nvidia_devices_sends_little_more_than_it_must(layout):
     case = Case(layout, "bfloat16", chunks=4, microbatches=4, target="h100")
     assert report(case) <= 1.1
+
+
+@pytest.mark.parametrize(
+    "layout",
+    ["data=2,stage=4", pytest.param("fsdp=2,stage=4", marks=SLOW)],
+)
+def test_a_pipeline_permutes_activations_and_reduces_once(layout):
+    case = Case(layout, chunks=4, microbatches=8)
+    found, need = count(case)
+    sent = {True: 0.0, False: 0.0}
+    for each in found:
+        sent[each.kind == "collective-permute"] += each.times * each.sent
+    # Of 11 ticks each sends one microbatch on and one in the ring, and one goes home.
+    B, T = case.shape
+    microbatch = B // case.parsed.sizes["data"] // 8 * T * MODEL.d_embed * 4
+    assert sent[True] == 2 * (2 * 11 + 1) * microbatch
+    assert sent[False] <= 1.02 * need["gradients and parameters"]
