@@ -33,15 +33,21 @@ def draw(table: Any) -> Any:
     """A Figure of a `show` table: a panel for each parameter, then bars of bytes.
 
     A panel has a cell for each device: the last mesh axis downwards, the others to the
-    right. Of more than MOST_PANELS parameters the largest are drawn.
+    right. Of more than MOST_PANELS parameters the largest are drawn. Of a pipeline
+    there is its clock, too.
     """
     rows = table.rows[:MOST_PANELS]
     lines = math.ceil(len(rows) / COLUMNS)
-    figure = figures.new(11, 1.9 + 1.15 * lines)
-    grid = figure.add_gridspec(lines + 1, COLUMNS, height_ratios=[*[1.0] * lines, 1.35])
+    below = [1.35, 1.2] if table.layout.n_stages > 1 else [1.35]
+    figure = figures.new(11, 0.55 + sum(below) + 1.15 * lines)
+    grid = figure.add_gridspec(
+        lines + len(below), COLUMNS, height_ratios=[*[1.0] * lines, *below]
+    )
     for i, row in enumerate(rows):
         _panel(figure.add_subplot(grid[divmod(i, COLUMNS)]), row, table.layout, i == 0)
     _bars(figure.add_subplot(grid[lines, :]), table)
+    if table.layout.n_stages > 1:
+        _clock(figure.add_subplot(grid[lines + 1, :]), table)
     more = len(table.rows) - len(rows)
     rest = f"; {more} smaller parameters are not drawn" if more else ""
     model, on = table.heading
@@ -106,6 +112,34 @@ def _colors(n: int) -> tuple[np.ndarray, list[bool]]:
     else:
         found = matplotlib.colormaps["cividis"](np.linspace(0, 1, n))[:, :3]
     return found, [bool(x) for x in found @ (0.299, 0.587, 0.114) < 0.5]
+
+
+def clock(n_stages: int, microbatches: int) -> np.ndarray:
+    """The microbatch that each stage computes in each tick, or -1: [stages, ticks]."""
+    ticks = np.arange(microbatches + n_stages - 1)
+    numbers = ticks - np.arange(n_stages)[:, None]
+    return np.where((numbers >= 0) & (numbers < microbatches), numbers, -1)
+
+
+def _clock(panel: Any, table: Any) -> None:
+    numbers = clock(table.layout.n_stages, table.microbatches)
+    colors, dark = _colors(table.microbatches)
+    cells = np.where(numbers[..., None] >= 0, colors[numbers], 1.0)
+    panel.imshow(cells, aspect="auto", interpolation="nearest")
+    figures.plain(panel, frame=())
+    panel.set(xticks=[], yticks=[])
+    panel.set_ylabel("← stage", color=INK, fontsize=7.5)
+    panel.set_xlabel("tick →", color=INK, fontsize=7.5, labelpad=1)
+    for at, number in np.ndenumerate(numbers):
+        if number >= 0 and numbers.size <= MOST_CELLS * 4:
+            ink = "white" if dark[number] else INK
+            panel.text(*at[::-1], str(number), color=ink, fontsize=6, ha="center",
+                       va="center")  # fmt: skip
+    panel.set_title(
+        f"Forward passes of {table.microbatches} microbatches, then the backward ones "
+        f"in reverse; white is the bubble, {table.bubble:.0%} of all ticks",
+        color=INK, fontsize=9,
+    )  # fmt: skip
 
 
 def _bars(panel: Any, table: Any) -> None:

@@ -138,7 +138,7 @@ def make_update(optimizer: Optimizer) -> Callable[..., tuple[TrainState, Metrics
         state: TrainState, found: tuple[Any, Sums], rate: jax.Array
     ) -> tuple[TrainState, Metrics]:
         grads, sums = found
-        scale = mean_weight(sums)
+        scale = per_weight(sums)
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.params, rate
@@ -224,7 +224,7 @@ def make_eval_step(
     return jax.jit(step, compiler_options=options)
 
 
-def mean_weight(sums: Sums) -> Float[Array, ""]:
+def per_weight(sums: Sums) -> Float[Array, ""]:
     """What turns sums into means: 1 / weight, or 0 where every weight is 0."""
     is_positive = sums.weight > 0
     return jnp.where(is_positive, 1 / jnp.where(is_positive, sums.weight, 1), 0)

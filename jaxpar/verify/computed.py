@@ -24,7 +24,7 @@ from jaxpar.partition.sharding import use_layout
 from jaxpar.train.gradients import make_gradients
 from jaxpar.train.objective import Batch, Objective, Sums
 from jaxpar.train.state import Anatomy, Recipe, TrainState, make_init
-from jaxpar.train.step import make_eval_step, mean_weight
+from jaxpar.train.step import make_eval_step, per_weight
 from jaxpar.verify.compiling import CompiledAhead
 from jaxpar.verify.packed_rows import Packed
 
@@ -168,7 +168,7 @@ class Computed:
 
         def update(grads, weight, opt_state, params):
             with use_layout(self.placed, self.recipe.precision):
-                scale = mean_weight(Sums(weight, weight, {}))
+                scale = per_weight(Sums(weight, weight, {}))
                 grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
                 rate = optimizer.schedule(jnp.int32(0), jnp.int32(NEVER))
                 return optimizer.update(grads, opt_state, params, rate)

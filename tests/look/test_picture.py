@@ -25,7 +25,7 @@ from PIL import Image  # noqa: E402
 
 @pytest.mark.parametrize(
     "layout",
-    ["fsdp=4,tensor=2", "data=8", "replica=2,fsdp=2,tensor=2", "fsdp=2,ring=4"],
+    ["fsdp=4,tensor=2", "data=8", "replica=2,fsdp=2,tensor=2", "stage=2,fsdp=4"],
 )
 def test_devices_of_one_number_hold_the_same_indices(layout):
     placed = Layout.parse(layout).on(jax.devices())
@@ -56,6 +56,14 @@ def test_the_picture_is_a_small_file(layout, tmp_path):
     # A panel for each of the 16 largest parameters, and the bars.
     assert len(figure.axes) == picture.MOST_PANELS + 1
     assert "4 smaller parameters are not drawn" in figure.get_suptitle()
+
+
+def test_a_pipelines_clock_has_every_microbatch_once_in_each_stage():
+    clock = picture.clock(4, 8)
+    assert clock.shape == (4, 11)
+    for stage, row in enumerate(clock):
+        assert row[stage : stage + 8].tolist() == [*range(8)]
+        assert np.sum(row < 0) == 3
 
 
 def test_thousands_of_devices_are_drawn_without_labels(tmp_path):
