@@ -10,7 +10,7 @@ from jaxpar.data.source import Text
 from jaxpar.errors import UserError
 from jaxpar.experiment import Pretrain
 from jaxpar.optim.optimizer import AdamW, Muon
-from jaxpar.partition.fixed_order import check_exact, parts_on, sum_of_parts
+from jaxpar.partition.fixed_order import check_exact, exact_or_off, sum_of_parts
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.precision import Precision
 from jaxpar.train.objective import CausalLM
@@ -97,7 +97,7 @@ def test_what_would_have_other_bits_is_refused(
     with pytest.raises(UserError, match=words):
         check_exact(Layout.parse(layout), parts, microbatches, rows)
     if microbatches == 1:
-        assert parts_on(Layout.parse(layout), parts, rows) == 0
+        assert exact_or_off(Layout.parse(layout), parts, rows) == 0
 
 
 def test_an_experiment_checks_its_layout_and_names_its_fields():
