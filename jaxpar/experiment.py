@@ -65,7 +65,7 @@ class Experiment(abc.ABC):
     """Where all randomness starts: initial weights, order of rows, dropout."""
     microbatches: int = free(1)
     """Parts of a batch that go through the model one after another; in a pipeline of S
-    stages a multiple of S, and 2 S where it is 1."""
+    stages a multiple of S; where it is 1 there are 2 S, or S of few rows."""
     fsdp_gathers: Gathers = free("microbatch")
     """How often fsdp brings parameters together: microbatch (layer by layer, in both
     passes of each one), or step (all of them once, in the wider of precision.params and
@@ -120,8 +120,9 @@ class Experiment(abc.ABC):
           UserError: names the nearest legal sizes.
         """
         layout.token_numbers(self.data.seq_len)
-        n = layout.microbatches(self.microbatches)
+        self._check_stages(layout.n_stages)
         rows, pieces = self.data.batch_size, layout.batch_divisor // layout.n_stages
+        n = layout.microbatches(self.microbatches, rows)
         divisor = pieces * n
         if rows % divisor:
             near = max(divisor, rows // divisor * divisor)
@@ -132,6 +133,18 @@ class Experiment(abc.ABC):
             )
         if self.exact:
             check_exact(layout, self.exact, self.microbatches, rows)
+
+    def _check_stages(self, n_stages: int) -> None:
+        """Refuses stages that do not divide the layers of a usual model."""
+        n = getattr(self.model, "n_layers", n_stages)
+        if n % n_stages:
+            legal = [f"stage={d}" for d in range(2, n + 1) if n % d == 0]
+            below = n - n % n_stages
+            sizes = f"{below} or {below + n_stages}" if below else f"{n_stages}"
+            raise UserError(
+                f"stage={n_stages} does not divide the model's {n} layers; write "
+                f"{' or '.join([*legal, f'model.n_layers={sizes}'])}."
+            )
 
     def _check_choices(self) -> None:
         if not 0 <= self.seed < SEEDS:

@@ -209,7 +209,7 @@ def show(
         state_bytes(recipe, wanted).optimizer,
         activation_bytes(experiment),
         tuple(_copied(experiment, recipe, wanted, rows)),
-        wanted.microbatches(experiment.microbatches),
+        wanted.microbatches(experiment.microbatches, experiment.data.batch_size),
     )
 
 

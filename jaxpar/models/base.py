@@ -21,9 +21,9 @@ class ModelConfig(abc.ABC):
       head_dim, d_mlp) are made small by `jaxpar verify`.
     * `build` returns a `Model`, whose state is parameters alone, each made by
       `jaxpar.nn.param.param`. It names their axes, by which a layout splits them:
-      tensor splits heads, kv_heads, mlp and vocab; fsdp stores slices of embed; no
-      word splits the others, nor names of one's own, which end in an underscore
-      (`width_`).
+      tensor splits heads, kv_heads, mlp and vocab; fsdp stores slices of embed; stage
+      splits the layers of a stack; no word splits the others, nor names of one's own,
+      which end in an underscore (`width_`).
     * Products with parameters are `dense`, look-ups `lookup`, other uses `gather`:
       they bring stored slices together. `constrain(x, "batch", "seq", "embed")`
       places an activation; say it where the residual stream is written.

@@ -1,7 +1,8 @@
 """Scan over identical layers (blocks), with rematerialisation by policy."""
 
 import contextlib
-from collections.abc import Callable
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,10 +12,13 @@ from jaxtyping import Array, Float
 from jaxpar.errors import UserError
 from jaxpar.partition.notes import recorded, recording
 from jaxpar.partition.pipeline import stages
-from jaxpar.partition.sharding import recomputed
+from jaxpar.partition.sharding import current_context, recomputed
 
 LAYERS = "layers/"
 """What the names of notes begin with whose values are stacked by layers."""
+_ran: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar(
+    "ran", default=None
+)
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -56,6 +60,32 @@ def stacked(
     return make(rngs.split(n))
 
 
+@contextlib.contextmanager
+def all_stacks_run(names: Any) -> Iterator[None]:
+    """A block that traces a model, all of whose stacked parameters `scan` must run.
+
+    A device sees the layers of its own stage alone: code that walks along them itself
+    would leave out the others. names: axis names of all parameters, as a tree.
+
+    Raises:
+      UserError: it does.
+    """
+    context = current_context()
+    token = _ran.set(ran := [])
+    try:
+        yield
+    finally:
+        _ran.reset(token)
+    each = jax.tree.leaves(names, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    n = sum("layers" in axes for axes in each)
+    if context.layout and context.layout.n_stages > 1 and sum(ran) < n:
+        raise UserError(
+            f"Layout {context.layout.spelling}: of {n} parameters with an axis "
+            f"`layers`, jaxpar.nn.stack.scan has run {sum(ran)}; with stage it has to "
+            "run all of them, since a device has the layers of its own stage alone."
+        )
+
+
 def scan(
     run: Callable[..., tuple[jax.Array, Any]],
     blocks: nnx.Module,
@@ -66,10 +96,14 @@ def scan(
 ) -> tuple[Float[Array, "B T D"], Any]:
     """Runs run(block, x, layer, carried, *per_row) -> (x, aux) over a stack.
 
+    per_row: arrays that blocks read which have a row of the batch each, such as
+    positions. Handed over here, not closed over, they go with x through a pipeline.
     `carried` is a pytree stacked by layers (a cache), of which each block gets its own
     layer's piece. Returns x and the aux of all layers, stacked.
     """
     graph, weights = nnx.split(blocks)
+    if (ran := _ran.get()) is not None:
+        ran.append(len(jax.tree.leaves(weights)))
 
     def block(layer, piece, x, *per_row):
         weights, carried = piece

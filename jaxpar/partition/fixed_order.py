@@ -31,14 +31,18 @@ def check_exact(layout: Layout, parts: int, microbatches: int, rows: int) -> Non
     if others := {*layout.sizes} - {"replica", "data"}:
         raise UserError(
             f"{field}: layout {layout.spelling} splits sums over {', '.join(others)}, "
-            "in an order of its own; with exact there are data and replica."
+            f"in an order of its own; write --layout data={n}, or replica= beside it."
         )
     if layout.optimizer.embed:
         raise UserError(
             f"{field}: layout {layout.spelling} keeps slices of the optimizer's state, "
-            "over which norms are summed in an order of their own; write data=."
+            "over which norms are summed in an order of their own; write --layout "
+            f"data={n}."
         )
-    if parts & (parts - 1) or parts % (n * microbatches):
+    if parts & (parts - 1):
+        near = 2 ** (parts.bit_length() - 1)
+        raise UserError(f"{field} is no power of 2, such as {near} and {2 * near}.")
+    if parts % (n * microbatches):
         least = 2 ** math.ceil(math.log2(n * microbatches))
         raise UserError(
             f"{field} parts of a batch must be a power of 2 that {n} devices x "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,8 +75,11 @@ class Layout(Spelled):
         """Stages of the pipeline; 1 without one."""
         return self.sizes.get(STAGE, 1)
 
-    def microbatches(self, asked: int) -> int:
-        """How many microbatches a step has: 2 for each stage where one is asked for.
+    def microbatches(self, asked: int, rows: int) -> int:
+        """How many microbatches a step of so many rows has.
+
+        Of a pipeline of S stages for which one is asked: 2 S, or S if its rows are too
+        few.
 
         Raises:
           UserError: the stages do not divide them.
@@ -84,7 +88,7 @@ class Layout(Spelled):
         if S == 1 or asked % S == 0:
             return asked
         if asked == 1:
-            return 2 * S
+            return S if rows % (2 * self.batch_divisor) else 2 * S
         near = max(S, asked - asked % S)
         raise UserError(
             f"microbatches={asked} is not divisible by the {S} stages of layout "
@@ -277,6 +281,13 @@ def _words(text: str) -> dict[str, str]:
         if word in words:
             raise UserError(f"Layout {text!r} names {word!r} twice.")
         size = value.removesuffix("+sp") if word == "tensor" else value
+        rounds = re.fullmatch(r"(\d+)x(\d+)", size)
+        if word == STAGE and rounds:
+            most = int(rounds[1]) * int(rounds[2])
+            raise UserError(
+                f"Layout {text!r}: circular pipelines are not built yet; write "
+                f"{STAGE}={rounds[1]} or {STAGE}={most}."
+            )
         if not size.isdigit() or int(size) < 1:
             raise UserError(f"Layout {text!r}: {word}={value!r} is no positive size.")
         words[word] = value

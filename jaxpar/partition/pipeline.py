@@ -8,7 +8,6 @@ it take the outputs home.
 """
 
 import contextlib
-import contextvars
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,16 +15,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxpar.errors import UserError
+from jaxpar.errors import UserError, one_line
 from jaxpar.partition.layout import STAGE
 from jaxpar.partition.manual_pieces import permute
 from jaxpar.partition.sharding import current_context
 
 X = ("batch", "seq", "embed")
 """The axes of what goes through a stack."""
-_ran: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar(
-    "ran", default=None
-)
 
 
 class Schedule(NamedTuple):
@@ -52,32 +48,6 @@ class Schedule(NamedTuple):
     def bubble(self) -> float:
         """The part of its ticks in which a stage computes nothing that counts."""
         return (self.n_stages - 1) / self.n_ticks
-
-
-@contextlib.contextmanager
-def all_stacks_run(names: Any) -> Iterator[None]:
-    """A block that traces a model, all of whose stacked parameters `stages` must run.
-
-    A device sees the layers of its own stage alone: code that walks along them itself
-    would leave out the others. names: axis names of all parameters, as a tree.
-
-    Raises:
-      UserError: it does.
-    """
-    context = current_context()
-    token = _ran.set(ran := [])
-    try:
-        yield
-    finally:
-        _ran.reset(token)
-    each = jax.tree.leaves(names, is_leaf=lambda leaf: isinstance(leaf, tuple))
-    n = sum("layers" in axes for axes in each)
-    if context.layout and context.layout.n_stages > 1 and sum(ran) < n:
-        raise UserError(
-            f"Layout {context.layout.spelling}: of {n} parameters with an axis "
-            f"`layers`, jaxpar.nn.stack.scan has run {sum(ran)}; with stage it has to "
-            "run all of them, since a device has the layers of its own stage alone."
-        )
 
 
 def stages(
@@ -111,10 +81,8 @@ def _in_order(block, blocks, x, per_row, *, first) -> tuple[jax.Array, Any]:
 def _pipeline(block, blocks, x, per_row) -> tuple[jax.Array, Any]:
     """The same, where each device of `stage` has its own rows and its own layers."""
     schedule = Schedule(jax.lax.axis_size(STAGE), current_context().groups_of(len(x)))
-    stage, pieces = jax.lax.axis_index(STAGE), jax.tree.leaves(blocks)
-    first = stage * pieces[0].shape[0]
-    if (ran := _ran.get()) is not None:
-        ran.append(len(pieces))
+    stage = jax.lax.axis_index(STAGE)
+    first = stage * jax.tree.leaves(blocks)[0].shape[0]
     _require_rows(len(x), per_row)
     inputs = x.reshape(schedule.n_groups, -1, *x.shape[1:])
     travelling = _for_all_stages(per_row, schedule)
@@ -130,7 +98,8 @@ def _pipeline(block, blocks, x, per_row) -> tuple[jax.Array, Any]:
         to_do = jnp.where(counts, to_do, _of_no_account(inputs))
         number = jnp.clip(number, 0, schedule.n_microbatches - 1)
         mine = jax.tree.map(lambda rows: rows[number], travelling)
-        y, aux = _in_order(block, blocks, to_do, mine, first=first)
+        with _rows_explained(len(to_do), len(x)):
+            y, aux = _in_order(block, blocks, to_do, mine, first=first)
         return (_send(ring, -1), _send(y, 1), outputs), aux
 
     nothing = _nothing_yet(inputs)
@@ -142,6 +111,19 @@ def _pipeline(block, blocks, x, per_row) -> tuple[jax.Array, Any]:
     ring = _send(jnp.where(stage == 0, received, ring), -1)
     _, outputs = _at_home(schedule.n_ticks + 1, ring, inputs, outputs, schedule)
     return outputs.reshape(x.shape), _stacked(aux, stage, schedule)
+
+
+@contextlib.contextmanager
+def _rows_explained(n: int, of: int) -> Iterator[None]:
+    """What a block raises that is given n rows, of those that its model is given."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"With stage, a block sees the {n} rows of one microbatch, not all {of}: "
+            "arrays with rows that it reads are handed to nn.stack.scan after x, not "
+            f"closed over ({one_line(error)})."
+        ) from error
 
 
 def _require_rows(n: int, per_row: Any) -> None:

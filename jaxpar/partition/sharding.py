@@ -68,9 +68,10 @@ class Context:
 
     def groups_of(self, rows: int) -> int:
         """Into how many microbatches a device's rows are cut for a pipeline."""
-        layout = self.layout
-        n = layout.microbatches(self.microbatches) // layout.n_stages if layout else 1
-        return math.gcd(rows, n)
+        if (layout := self.layout) is None:
+            return 1
+        n = layout.microbatches(self.microbatches, rows * layout.batch_divisor)
+        return math.gcd(rows, n // layout.n_stages)
 
 
 class WholeRowsNeeded(Exception):

@@ -96,14 +96,14 @@ def _say_changed_code(run_dir: RunDir, source_file: Path | None) -> None:
         )
 
 
-def _say_changed_layout(run_dir: RunDir, layout: str) -> None:
+def _say_changed_layout(run_dir: RunDir, layout: str, exact: int) -> None:
     """Says where a session goes on with another layout than the one before it."""
-    sessions = run_dir.receipt.sessions()
-    before = sessions[-1].get("layout", layout) if sessions else layout
+    before = (run_dir.receipt.sessions() or [{}])[-1].get("layout", layout)
+    then = "and all bits" if exact else "sums of float32 may round otherwise"
     if before != layout:
         cluster.print_once(
             f"Layout {layout} from here on; {run_dir.path} was on {before} so far. The "
-            "rows stay the same, sums of float32 may round otherwise."
+            f"rows stay the same, {then}."
         )
 
 
@@ -134,7 +134,7 @@ def claimed(
                     )
                 session.prepared.tokenizer.save(run_dir.tokenizer_dir)
                 layout = session.placed.layout.spelling
-                _say_changed_layout(run_dir, layout)
+                _say_changed_layout(run_dir, layout, session.experiment.exact)
                 paths = [str(file.absolute()) for file in files]
                 run_dir.receipt.add(layout=layout, data=data, files=paths, **facts)
         with cluster.synchronized():

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int
 
-from jaxpar.nn.stack import LAYERS
+from jaxpar.nn.stack import LAYERS, all_stacks_run
 from jaxpar.partition import own_rows
 from jaxpar.partition.fixed_order import sum_of_parts, sum_over_devices
 from jaxpar.partition.layout import Placed
 from jaxpar.partition.own_rows import ROWS, Gathers
-from jaxpar.partition.pipeline import all_stacks_run
 from jaxpar.partition.sharding import constrain, use_layout
 from jaxpar.train.objective import Batch, Sums, sums_of
 from jaxpar.train.state import Recipe

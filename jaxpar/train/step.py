@@ -10,12 +10,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxpar.errors import UserError
+from jaxpar.nn.stack import all_stacks_run
 from jaxpar.optim.optimizer import Optimizer
 from jaxpar.partition import own_rows
 from jaxpar.partition.fixed_order import compiler_options
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.own_rows import Gathers
-from jaxpar.partition.pipeline import all_stacks_run
 from jaxpar.partition.sharding import use_layout
 from jaxpar.train.gradients import make_gradients, over_parts
 from jaxpar.train.nonfinite import find_nonfinite, keep_where

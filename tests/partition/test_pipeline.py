@@ -130,15 +130,31 @@ def test_stages_repeat_neither_embedding_nor_logits():
     "layout, fields, words",
     [
         ("stage=4", {"microbatches": 6}, "not divisible by the 4 stages.*4 and 8"),
-        ("stage=2", {"rows": 6}, "batch_size=6 is not divisible by 4.*4 and 8"),
-        ("stage=3", {"rows": 12}, "axis 'layers' of size 4 is not divisible by 3"),
-        ("stage=4", {"exact": 8}, "exact=8: layout stage=4 splits sums over stage"),
+        ("stage=2", {"rows": 7}, "batch_size=7 is not divisible by 2.*6 and 8"),
+        (
+            "stage=2",
+            {"rows": 6, "microbatches": 4},
+            "batch_size=6 is not divisible by 4.*4 and 8",
+        ),
+        (
+            "stage=3",
+            {},
+            "the model's 4 layers; write stage=2 or stage=4 or model.n_layers=3 or 6",
+        ),
+        ("stage=4", {"exact": 8}, "splits sums over stage.*write --layout data=4"),
     ],
 )
 def test_what_does_not_divide_is_refused_with_what_would(layout, fields, words):
     with pytest.raises(UserError, match=words):
         run = experiment(layout, **fields)
         run.recipe().abstract(run.layout)
+
+
+def test_few_rows_have_as_many_microbatches_as_stages():
+    layout = Layout.parse("stage=2,data=2")
+    assert [layout.microbatches(1, rows) for rows in (4, 8, 12, 16)] == [2, 4, 2, 4]
+    assert layout.microbatches(6, 12) == 6
+    assert Layout.parse("data=4").microbatches(3, 12) == 3
 
 
 def test_the_command_refuses_in_one_line(capsys):
@@ -150,7 +166,7 @@ def test_the_command_refuses_in_one_line(capsys):
 
 @dataclasses.dataclass(frozen=True)
 class Own(ModelConfig):
-    """A model whose stack is run as `how` says: there is none, itself, or a table."""
+    """A model whose stack is run as `how` says, which may be wrong."""
 
     vocab_size: int = 260
     max_positions: int = 32
@@ -178,6 +194,11 @@ class OwnModel(nnx.Module):
         if self.how == "itself":
             w = self.layers.w[...]
             x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)
+        elif self.how == "closed over":
+            x, _ = scan(
+                lambda block, x, layer, carried: (x + where.positions[..., None], None),
+                self.layers, x,
+            )  # fmt: skip
         elif self.how == "a table":  # Of positions, the same for all rows.
             table = jnp.ones((x.shape[1], 16), x.dtype)
             x, _ = scan(
@@ -206,6 +227,12 @@ def test_a_stack_that_a_model_walks_along_itself_is_refused():
 def test_what_blocks_read_has_rows_that_can_travel():
     with pytest.raises(UserError, match=r"2 rows of x first; one has.*(32, 16)"):
         gradients(experiment("stage=8", Own(how="a table")))
+
+
+def test_what_a_block_closes_over_cannot_travel():
+    words = "sees the 1 rows of one microbatch, not all 2.*handed to nn.stack.scan"
+    with pytest.raises(UserError, match=words):
+        gradients(experiment("stage=8", Own(how="closed over")))
 
 
 def test_show_says_the_bubble():

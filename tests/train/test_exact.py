@@ -85,7 +85,7 @@ def test_parts_are_added_in_pairs_in_their_order():
         ("data=2,ring=4", 8, 1, 16, "splits sums over context"),
         ("fsdp=8", 8, 1, 16, "slices of the optimizer's state"),
         ("zero1=8", 8, 1, 16, "slices of the optimizer's state"),
-        ("data=8", 12, 1, 24, "power of 2 .* such as 8"),
+        ("data=8", 12, 1, 24, "exact=12 is no power of 2, such as 8 and 16"),
         ("data=8", 8, 2, 16, "8 devices x 2 microbatches divide, such as 16"),
         ("data=3", 8, 1, 24, "such as 4"),
         ("data=8", 8, 1, 12, "nearest legal sizes are 8 and 16"),
