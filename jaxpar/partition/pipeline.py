@@ -118,6 +118,8 @@ def _rows_explained(n: int, of: int) -> Iterator[None]:
     """What a block raises that is given n rows, of those that its model is given."""
     try:
         yield
+    except UserError:  # It says what is wrong.
+        raise
     except (TypeError, ValueError) as error:
         raise UserError(
             f"With stage, a block sees the {n} rows of one microbatch, not all {of}: "

@@ -235,6 +235,11 @@ def test_what_a_block_closes_over_cannot_travel():
         gradients(experiment("stage=8", Own(how="closed over")))
 
 
+def test_what_a_block_refuses_itself_is_said_as_it_is():
+    with pytest.raises(UserError, match="^Layout stage=2,ulysses=4: ulysses splits"):
+        gradients(experiment("stage=2,ulysses=4"))
+
+
 def test_show_says_the_bubble():
     table = show(experiment("stage=4"))
     assert "Pipeline: 4 stages, 8 microbatches in 11 ticks; in 27% of" in str(table)
@@ -255,6 +260,7 @@ def params_of(folder):
     return jax.device_get(checkpoints.restore(checkpoints.newest(), target)[0])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on_in_a_pipeline_and_out_of_it(tmp_path):
     run = experiment("data=4,stage=2")
     for name, stops in {"whole": [4], "stopped": [2, 4]}.items():
