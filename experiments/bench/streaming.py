@@ -3,8 +3,8 @@
     python -m experiments.bench.streaming make ../big --gb 5
     python -m experiments.bench.streaming prepare ../big/big.txt --kill-at 60 150
     python -m experiments.bench.streaming prepare ../big/big.jsonl --kill-at 60 150
-    python -m experiments.bench.streaming small-files /tmp/small --count 200000
-    python -m experiments.bench.streaming prepare "/tmp/small/**/*.txt"
+    python -m experiments.bench.streaming small-files ../small --count 200000
+    python -m experiments.bench.streaming prepare "../small/**/*.txt"
 
 `make` writes big.txt and big.jsonl of the same paragraphs. `prepare` prints MB/s, the
 most anonymous memory of all processes together, and one hash of all that was written,

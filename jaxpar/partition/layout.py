@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,14 +10,10 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from jaxpar.config import Spelled
 from jaxpar.errors import UserError
+from jaxpar.partition.layout_words import CONTEXT_WORDS, DATA_WORDS, STAGE, words_of
 from jaxpar.partition.mesh import mesh
 from jaxpar.partition.rules import MESH_AXES, Rule, Rules, if_free
 
-DATA_WORDS = ("data", "zero1", "fsdp")
-CONTEXT_WORDS = ("context", "ring", "ulysses")
-STAGE = "stage"
-BUILT = ("replica", STAGE, *DATA_WORDS, *CONTEXT_WORDS, "tensor")
-NOT_BUILT = ("expert",)
 Dims = tuple[tuple[str, ...], ...]
 """The mesh axes that split each dimension of an array."""
 
@@ -52,7 +47,7 @@ class Layout(Spelled):
         Raises:
           UserError: a word is unknown, repeated or contradicts another.
         """
-        return _build(_words(text))
+        return _build(words_of(text))
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -261,40 +256,6 @@ class Placed:
     def replicated(self) -> NamedSharding:
         """The sharding of an array of which every device holds a copy."""
         return NamedSharding(self.mesh, PartitionSpec())
-
-
-def _words(text: str) -> dict[str, str]:
-    """The words of a layout's text, each with what follows its equals sign."""
-    words: dict[str, str] = {}
-    for part in text.replace(" ", "").split(","):
-        word, _, value = part.partition("=")
-        if word in NOT_BUILT:
-            raise UserError(
-                f"Layout {text!r}: {part!r} is not built yet; there are "
-                f"{', '.join(BUILT)}."
-            )
-        if word not in BUILT:
-            raise UserError(
-                f"Layout {text!r}: unknown mesh axis {word!r}; there are "
-                f"{', '.join(BUILT)}, as in fsdp=4,tensor=2."
-            )
-        if word in words:
-            raise UserError(f"Layout {text!r} names {word!r} twice.")
-        size = value.removesuffix("+sp") if word == "tensor" else value
-        rounds = re.fullmatch(r"(\d+)x(\d+)", size)
-        if word == STAGE and rounds:
-            most = int(rounds[1]) * int(rounds[2])
-            raise UserError(
-                f"Layout {text!r}: circular pipelines are not built yet; write "
-                f"{STAGE}={rounds[1]} or {STAGE}={most}."
-            )
-        if not size.isdigit() or int(size) < 1:
-            raise UserError(f"Layout {text!r}: {word}={value!r} is no positive size.")
-        words[word] = value
-    for group in (DATA_WORDS, CONTEXT_WORDS):
-        if sum(word in words for word in group) > 1:
-            raise UserError(f"Layout {text!r}: at most one of {', '.join(group)}.")
-    return words
 
 
 def _build(words: dict[str, str]) -> Layout:

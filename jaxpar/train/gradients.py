@@ -40,10 +40,8 @@ def make_gradients(
     """
     if exact:
         return _exact_gradients(recipe, placed, exact=exact, seed=seed)
-    is_pipeline = placed.layout.n_stages > 1
-    accumulated = _accumulated(
-        loss_gradients(recipe), 1 if is_pipeline else microbatches
-    )
+    passes = 1 if placed.layout.n_stages > 1 else microbatches
+    accumulated = _accumulated(loss_gradients(recipe), passes)
     names: Any = recipe.anatomy.names
 
     def device_gradients(params, batch, keys):
@@ -76,10 +74,7 @@ def make_gradients(
 
     def in_layout(params: Any, batch: Batch, step: Int[Array, ""]) -> tuple[Any, Sums]:
         with use_layout(placed, recipe.precision):
-            batch = {
-                name: constrain(x, "batch", *("seq",) * (x.ndim - 1))
-                for name, x in batch.items()
-            }
+            batch = _where_computed(batch)
             keys = row_keys(seed, step, jax.tree.leaves(batch)[0].shape[0])
             return own_rows.over_row_axes(
                 lambda axes: over_devices(axes, params, batch, keys),
@@ -88,6 +83,14 @@ def make_gradients(
             )
 
     return in_layout
+
+
+def _where_computed(batch: Batch) -> Batch:
+    """The rows, placed on the devices that compute on them."""
+    return {
+        name: constrain(x, "batch", *("seq",) * (x.ndim - 1))
+        for name, x in batch.items()
+    }
 
 
 def _exact_gradients(

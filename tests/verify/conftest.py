@@ -66,6 +66,14 @@ def reference_of(form: str) -> Reference:
     return reference
 
 
+def before_bugs(run) -> Reference:
+    """One device's numbers up to the gradients, computed before a bug is planted."""
+    reference = Reference(run, parts=PARTS[:3])
+    for part in (*reference.parts, NOTES):
+        reference.wanted(part)
+    return reference
+
+
 @pytest.fixture
 def reference(form):
     return reference_of(form)
@@ -81,9 +89,4 @@ def small():
         ),
         dropout=0.1,
     )  # fmt: skip
-    run = run_of(model, batch_size=16, seq_len=16, microbatches=2)
-    reference = Reference(run, parts=PARTS[:3])
-    for part in (*reference.parts, NOTES):
-        # Computed before a bug is planted.
-        reference.wanted(part)
-    return reference
+    return before_bugs(run_of(model, batch_size=16, seq_len=16, microbatches=2))

@@ -1,0 +1,49 @@
+"""The words of a layout's text, such as fsdp=4,tensor=2, and what they may say."""
+
+import re
+
+from jaxpar.errors import UserError
+
+DATA_WORDS = ("data", "zero1", "fsdp")
+CONTEXT_WORDS = ("context", "ring", "ulysses")
+STAGE = "stage"
+BUILT = ("replica", STAGE, *DATA_WORDS, *CONTEXT_WORDS, "tensor")
+NOT_BUILT = ("expert",)
+
+
+def words_of(text: str) -> dict[str, str]:
+    """The words of a layout's text, each with what follows its equals sign.
+
+    Raises:
+      UserError: a word is unknown, repeated or contradicts another.
+    """
+    words: dict[str, str] = {}
+    for part in text.replace(" ", "").split(","):
+        word, _, value = part.partition("=")
+        if word in NOT_BUILT:
+            raise UserError(
+                f"Layout {text!r}: {part!r} is not built yet; there are "
+                f"{', '.join(BUILT)}."
+            )
+        if word not in BUILT:
+            raise UserError(
+                f"Layout {text!r}: unknown mesh axis {word!r}; there are "
+                f"{', '.join(BUILT)}, as in fsdp=4,tensor=2."
+            )
+        if word in words:
+            raise UserError(f"Layout {text!r} names {word!r} twice.")
+        size = value.removesuffix("+sp") if word == "tensor" else value
+        rounds = re.fullmatch(r"(\d+)x(\d+)", size)
+        if word == STAGE and rounds:
+            most = int(rounds[1]) * int(rounds[2])
+            raise UserError(
+                f"Layout {text!r}: circular pipelines are not built yet; write "
+                f"{STAGE}={rounds[1]} or {STAGE}={most}."
+            )
+        if not size.isdigit() or int(size) < 1:
+            raise UserError(f"Layout {text!r}: {word}={value!r} is no positive size.")
+        words[word] = value
+    for group in (DATA_WORDS, CONTEXT_WORDS):
+        if sum(word in words for word in group) > 1:
+            raise UserError(f"Layout {text!r}: at most one of {', '.join(group)}.")
+    return words
