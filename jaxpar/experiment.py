@@ -13,6 +13,8 @@ from jaxpar.data.source import Pairs, Source, Text
 from jaxpar.data.tokenizer import BPE, Bytes
 from jaxpar.data.tokenizer_file import TokenizerFile
 from jaxpar.errors import UserError
+from jaxpar.experts.block import MoEConfig, NoExperts
+from jaxpar.experts.router import RouterConfig
 from jaxpar.models.base import ModelConfig
 from jaxpar.models.contract import require_frozen
 from jaxpar.models.decoder import DecoderConfig
@@ -221,7 +223,8 @@ CLASSES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         Pretrain, Finetune, FromSource, DecoderConfig, AttentionConfig, MLPConfig,
-        RMSNorm, LayerNorm, NoNorm, NoScoreBias, Alibi, Text, Pairs, BPE, Bytes,
+        RMSNorm, LayerNorm, NoNorm, NoScoreBias, Alibi, NoExperts,
+        MoEConfig, RouterConfig, Text, Pairs, BPE, Bytes,
         TokenizerFile, AdamW, Muon, CausalLM, Precision, Never, Converged, Warn, Rewind,
         Layout, AutoLayout,
     )

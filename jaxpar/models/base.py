@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxpar.experts.router import Report
 from jaxpar.nn.places import Places
 
 
@@ -22,8 +23,8 @@ class ModelConfig(abc.ABC):
     * `build` returns a `Model`, whose state is parameters alone, each made by
       `jaxpar.nn.param.param`. It names their axes, by which a layout splits them:
       tensor splits heads, kv_heads, mlp and vocab; fsdp stores slices of embed; stage
-      splits the layers of a stack; no word splits the others, nor names of one's own,
-      which end in an underscore (`width_`).
+      splits the layers of a stack, expert the experts; no word splits the others, nor
+      names of one's own, which end in an underscore (`width_`).
     * Products with parameters are `dense`, look-ups `lookup`, other uses `gather`:
       they bring stored slices together. `constrain(x, "batch", "seq", "embed")`
       places an activation; say it where the residual stream is written.
@@ -48,15 +49,25 @@ class ModelConfig(abc.ABC):
     """Whether the model has the method `cache`, so is a `CachingModel`; others generate
     by running the prefix again for each token."""
 
+    @property
+    def has_experts(self) -> bool:
+        """Whether it has mixtures of experts, whose routers' reports belong in the
+        loss (Aux.reports)."""
+        return False
+
     @abc.abstractmethod
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """The model, a `Model`; its parameters are made by jaxpar.nn.param.param."""
 
 
 class Aux(NamedTuple):
-    """What a model returns beside its activations: the cache with the new tokens."""
+    """What a model returns beside its activations."""
 
     cache: Any = None
+    """The cache with the new tokens."""
+    reports: dict[str, Report] = {}
+    """What routers of experts report, by the paths of their blocks; of a stack with the
+    axis of layers first. jaxpar.train.objective.with_reports adds it to a loss."""
 
 
 @runtime_checkable

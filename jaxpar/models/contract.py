@@ -90,6 +90,20 @@ def require_stack(config: ModelConfig, names: Any, layout: Layout) -> None:
         )
 
 
+def require_experts(config: ModelConfig, names: Any, layout: Layout) -> None:
+    """Refuses devices for experts to a model that has none.
+
+    names: axis names of its parameters, by path.
+    """
+    n = layout.sizes.get("expert", 1)
+    if n > 1 and not any("experts" in axes for axes in names.values()):
+        raise UserError(
+            f"{type(config).__name__}: layout {layout.spelling} splits experts over "
+            f"{n} devices, and the model has none; write data={n} in its place, or give "
+            "the model experts (experts=MoEConfig(...) of a DecoderConfig)."
+        )
+
+
 @contextlib.contextmanager
 def explained(what: str, *, refusals: bool = True) -> Iterator[None]:
     """Errors of a model's own code: what was called, the whole message, and where.

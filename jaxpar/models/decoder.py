@@ -1,6 +1,7 @@
 """The decoder-only transformer: GPT-2, Llama, and mixtures of their options."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -8,8 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxpar.config import require_positive
+from jaxpar.config import added, require_positive
 from jaxpar.errors import UserError
+from jaxpar.experts.block import Experts, MoE, MoEConfig, NoExperts
+from jaxpar.experts.router import Report
 from jaxpar.models.base import Aux, ModelConfig
 from jaxpar.nn.attention import Attention, AttentionConfig, CacheIndex, LayerCache
 from jaxpar.nn.dropout import dropout, for_layer
@@ -23,6 +26,7 @@ from jaxpar.nn.stack import policy, scan, stacked
 from jaxpar.partition.notes import note
 from jaxpar.partition.precision import wide_type
 from jaxpar.partition.sharding import constrain, current_precision
+from jaxpar.tree import join
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,7 @@ class DecoderConfig(ModelConfig):
     attention: AttentionConfig
     """Attention of every block; its `window` is replaced by those in `windows`."""
     mlp: MLPConfig
-    """Feed-forward part of every block."""
+    """Feed-forward part of every block without experts."""
     norm: NormConfig = RMSNorm()
     """Normalisation before attention, before the MLP, and after the last block."""
     max_positions: int = 2048
@@ -52,6 +56,10 @@ class DecoderConfig(ModelConfig):
     """Probability of zeroing an element of embedding and residual updates; 0 is off."""
     windows: tuple[int, ...] = (0,)
     """Attention windows, in tokens, that the blocks take in turn; 0: whole document."""
+    experts: Experts = added(NoExperts())
+    """A mixture of experts, MoEConfig, in place of the MLP; NoExperts: an MLP."""
+    expert_blocks: tuple[bool, ...] = added((True,))
+    """Which blocks have experts, in turn: (False, True) is every other one."""
     remat: str = "none"
     """Rematerialisation: none, full, dots (saves products), save:NOTE+NOTE (these)."""
     vocab_multiple: int = 128
@@ -71,11 +79,30 @@ class DecoderConfig(ModelConfig):
                 f"windows={self.windows} must hold at least one number of tokens, each "
                 "0 or more; 0 is the whole document."
             )
-        if self.n_layers % len(self.windows):
+        if not self.expert_blocks or not any(self.expert_blocks):
             raise UserError(
-                f"n_layers={self.n_layers} is not a multiple of the pattern of "
-                f"{len(self.windows)} windows."
+                f"expert_blocks={self.expert_blocks} must say of at least one block "
+                "that it has experts; a model without is experts=NoExperts()."
             )
+        if self.n_layers % (n := len(self.pattern)):
+            raise UserError(
+                f"n_layers={self.n_layers} is not a multiple of the pattern of {n} "
+                "blocks that windows and expert_blocks make."
+            )
+
+    @property
+    def pattern(self) -> tuple[tuple[int, bool], ...]:
+        """The window of each block of a pattern, and whether it has experts."""
+        has = self.expert_blocks if self.has_experts else (False,)
+        n = math.lcm(len(self.windows), len(has))
+        return tuple(
+            (self.windows[i % len(self.windows)], has[i % len(has)]) for i in range(n)
+        )
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether any block is a mixture of experts, so that the model reports."""
+        return isinstance(self.experts, MoEConfig)
 
     @property
     def padded_vocab(self) -> int:
@@ -86,10 +113,14 @@ class DecoderConfig(ModelConfig):
         return Decoder(self, rngs)
 
 
+Reports = dict[str, Report]
+"""What routers report, by the paths of their blocks."""
+
+
 class Cache(NamedTuple):
     """The KV cache of all layers.
 
-    layers: a LayerCache of [L, B, S, K, H]; with a pattern of several windows a tuple
+    layers: a LayerCache of [L, B, S, K, H]; with a pattern of several blocks a tuple
     with one for each block of the pattern.
     """
 
@@ -100,8 +131,8 @@ class Cache(NamedTuple):
 class Block(nnx.Module):
     """Pre-norm residual block: attention, then MLP."""
 
-    def __init__(self, config: DecoderConfig, window: int, rngs: nnx.Rngs):
-        D = config.d_embed
+    def __init__(self, config: DecoderConfig, kind: tuple[int, bool], rngs: nnx.Rngs):
+        D, (window, has_experts) = config.d_embed, kind
         # GPT-2's scale of what each of 2 L updates adds to the residual stream.
         gain = (2 * config.n_layers) ** -0.5
         attention = dataclasses.replace(config.attention, window=window)
@@ -109,7 +140,11 @@ class Block(nnx.Module):
         self.attn_norm = config.norm.build(embed=D, rngs=rngs)
         self.attn = Attention(attention, D, gain, rngs)
         self.mlp_norm = config.norm.build(embed=D, rngs=rngs)
-        self.mlp = MLP(config.mlp, D, gain, rngs)
+        self.mlp = (
+            MoE(config.experts, D, gain, rngs)
+            if has_experts and isinstance(config.experts, MoEConfig)
+            else MLP(config.mlp, D, gain, rngs)
+        )
 
     def __call__(
         self,
@@ -118,23 +153,29 @@ class Block(nnx.Module):
         keys: jax.Array | None,
         cache: LayerCache | None,
         index: CacheIndex | None,
-    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+    ) -> tuple[Float[Array, "B T D"], tuple[LayerCache | None, Reports]]:
         with jax.named_scope("attn"):
             attended, cache = self.attn(self.attn_norm(x), where, cache, index)
         x = x + dropout(attended, keys, "attn", self.dropout_rate)
+        reports: Reports = {}
         with jax.named_scope("mlp"):
-            y = self.mlp(self.mlp_norm(x))
+            if isinstance(self.mlp, MoE):
+                is_token = where.segments != NO_DOCUMENT
+                y, reports["mlp"] = self.mlp(self.mlp_norm(x), is_token)
+            else:
+                y = self.mlp(self.mlp_norm(x))
         x = x + dropout(y, keys, "mlp", self.dropout_rate)
-        return note("block/out", constrain(x, "batch", "seq", "embed")), cache
+        x = note("block/out", constrain(x, "batch", "seq", "embed"))
+        return x, (cache, reports)
 
 
 class Pattern(nnx.Module):
-    """One repetition of the pattern of windows: blocks that differ in their window."""
+    """One repetition of the pattern: blocks that differ in window or experts."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        for i, window in enumerate(config.windows):
-            setattr(self, f"block_{i}", Block(config, window, rngs))
-        self.n_blocks = len(config.windows)
+        for i, kind in enumerate(config.pattern):
+            setattr(self, f"block_{i}", Block(config, kind, rngs))
+        self.n_blocks = len(config.pattern)
 
     def __call__(
         self,
@@ -143,15 +184,16 @@ class Pattern(nnx.Module):
         keys: jax.Array | None,
         cache: tuple[LayerCache, ...] | None,
         index: CacheIndex | None,
-    ) -> tuple[Float[Array, "B T D"], tuple[LayerCache, ...] | None]:
-        new_caches = []
+    ) -> tuple[Float[Array, "B T D"], tuple[tuple[LayerCache, ...] | None, Reports]]:
+        new_caches, reports = [], Reports()
         for i in range(self.n_blocks):
             block = getattr(self, f"block_{i}")
             block_cache = None if cache is None else cache[i]
             block_keys = for_layer(keys, jnp.int32(i))
-            x, block_cache = block(x, where, block_keys, block_cache, index)
-            new_caches.append(block_cache)
-        return x, None if cache is None else tuple(new_caches)
+            x, aux = block(x, where, block_keys, block_cache, index)
+            new_caches.append(aux[0])
+            reports |= {join([f"block_{i}", path]): r for path, r in aux[1].items()}
+        return x, (None if cache is None else tuple(new_caches), reports)
 
 
 class Decoder(nnx.Module):
@@ -168,10 +210,10 @@ class Decoder(nnx.Module):
         self.layers = stacked(
             lambda rngs: (
                 Pattern(config, rngs)
-                if len(config.windows) > 1
-                else Block(config, next(iter(config.windows)), rngs)
+                if len(config.pattern) > 1
+                else Block(config, next(iter(config.pattern)), rngs)
             ),
-            config.n_layers // len(config.windows),
+            config.n_layers // len(config.pattern),
             rngs,
         )
         self.norm = config.norm.build(embed=D, rngs=rngs)
@@ -193,13 +235,15 @@ class Decoder(nnx.Module):
         def run(block, x, layer, layer_cache, where, keys, index):
             return block(x, where, for_layer(keys, layer), layer_cache, index)
 
-        x, layer_caches = scan(
+        x, (layer_caches, reports) = scan(
             run, self.layers, x, where, keys, index,
             carried=None if cache is None else cache.layers, remat=self.config.remat,
         )  # fmt: skip
         x = note("norm/out", self.norm(x))
         if cache is None or index is None:
-            return x, Aux()
+            return x, Aux(
+                reports={join(["layers", path]): r for path, r in reports.items()}
+            )
         index = index._replace(filled=index.filled + tokens.shape[1])
         return x, Aux(cache=Cache(layer_caches, index))
 
@@ -225,7 +269,7 @@ class Decoder(nnx.Module):
         """An empty cache for `length` tokens of `batch` rows."""
         config = self.config
         K, H = config.attention.n_kv_heads, config.attention.head_dim
-        n = config.n_layers // len(config.windows)
+        n = config.n_layers // len(config.pattern)
         dtype = jnp.dtype(current_precision().compute)
 
         def zeros():
@@ -233,7 +277,7 @@ class Decoder(nnx.Module):
             return constrain(x, "layers", "batch", "seq", "kv_heads", "head_dim")
 
         # An array for each of k and v: one buffer cannot be donated twice.
-        blocks = tuple(LayerCache(zeros(), zeros()) for _ in config.windows)
+        blocks = tuple(LayerCache(zeros(), zeros()) for _ in config.pattern)
         where = Places(
             jnp.zeros((batch, length), jnp.int32),
             jnp.full((batch, length), NO_DOCUMENT, jnp.int32),

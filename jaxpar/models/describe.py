@@ -15,6 +15,9 @@ SIZES = (
     "head_dim",
     "d_embed",
     "d_mlp",
+    "n_experts",
+    "top_k",
+    "n_shared",
     "vocab_size",
     "max_positions",
 )

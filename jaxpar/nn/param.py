@@ -58,11 +58,15 @@ def constant(value: float) -> Init:
     return Init(fill=value)
 
 
-def param(rngs: nnx.Rngs, init: Init, **dims: int) -> nnx.Param:
+def param(
+    rngs: nnx.Rngs, init: Init, *, moved_by: float = 0.0, **dims: int
+) -> nnx.Param:
     """A new parameter; the keywords name its axes and give their sizes, in order.
 
     Names are those of jaxpar.axes, or one's own with an underscore at their end:
-    `param(rngs, fan_in("embed"), embed=D, embed_=D)` is a square matrix.
+    `param(rngs, fan_in("embed"), embed=D, embed_=D)` is a square matrix. moved_by:
+    above 0, it is a router's bias, which no optimizer changes, but each step by so much
+    (jaxpar.train.balance).
 
     Raises:
       UserError: an axis has an unknown name, or fan_in names none of the axes.
@@ -77,5 +81,9 @@ def param(rngs: nnx.Rngs, init: Init, **dims: int) -> nnx.Param:
     value = init(rngs.params(), dims, jnp.dtype(current_precision().params))
     # Without eager sharding, a model can be built where there is no mesh.
     return nnx.Param(
-        value, out_sharding=tuple(dims), eager_sharding=False, constant=init.constant
+        value,
+        out_sharding=tuple(dims),
+        eager_sharding=False,
+        constant=init.constant,
+        moved_by=moved_by,
     )

@@ -9,7 +9,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Shaped
 
 from jaxpar.errors import UserError
-from jaxpar.partition.sharding import WholeRowsNeeded, constrain, current_context
+from jaxpar.partition.sharding import (
+    WholeRowsNeeded,
+    constrain,
+    current_context,
+    token_numbers,
+)
 
 ROWS = ("batch", "seq")
 
@@ -78,3 +83,32 @@ def _permuted(x: jax.Array, order: np.ndarray) -> jax.Array:
     back = np.argsort(order)
     run.defvjp(lambda x: (run(x), None), lambda _, g: (jnp.take(g, back, axis=1),))
     return run(x)
+
+
+def sum_of_row(x: Array) -> Array:
+    """The sum over whole rows of what this device has added up over its tokens."""
+    axes = current_context().manual_dims(ROWS, "computed")[1]
+    return jax.lax.psum(x, axes) if axes else x
+
+
+def whole_rows(x: Shaped[Array, "B t ..."]) -> Shaped[Array, "B T ..."]:
+    """All tokens of the rows, in order, on every device that has a piece of them.
+
+    For small arrays without a gradient, such as numbers of experts; `own_tokens` is the
+    way back.
+    """
+    context = current_context()
+    if context.layout is None:
+        return x
+    if axes := context.manual_dims(ROWS, "computed")[1]:
+        x = jax.lax.all_gather(x, axes, axis=1, tiled=True)
+    if not context.layout.reorders_seq:
+        return x
+    return jnp.take(x, np.argsort(_token_numbers(x)), axis=1)
+
+
+def own_tokens(x: Shaped[Array, "B T ..."], length: int) -> Shaped[Array, "B t ..."]:
+    """Of whole rows in order, the `length` tokens that this device has, as stored."""
+    if current_context().layout is None:
+        return x
+    return jnp.take(x, token_numbers(length), axis=1)

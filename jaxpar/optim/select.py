@@ -40,7 +40,7 @@ def is_matrix(names: tuple[str, ...]) -> bool:
     expert is a matrix; a router (embed to experts) is none.
     """
     inner = set(names) - set(STACKED)
-    return "embed" in inner and bool(inner - {"embed", "vocab", "position"})
+    return "embed" in inner and bool(inner - {"embed", "vocab", "position", "experts_"})
 
 
 def sides(names: tuple[str, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

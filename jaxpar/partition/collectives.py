@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from jaxpar.partition.sharding import current_context
+from jaxpar.partition.sharding import AxisNames, current_context, enter
 
 Tree = TypeVar("Tree")
 
@@ -56,12 +56,20 @@ class Collectives:
         return jax.lax.axis_index(self.axes) if self.axes else jnp.int32(0)
 
 
-def local(f: Callable, in_axes: Any, out_axes: Any, *, over: str) -> Callable:
+def local(
+    f: Callable,
+    in_axes: Any,
+    out_axes: Any,
+    *,
+    over: str,
+    params: Sequence[AxisNames] = (),
+) -> Callable:
     """Runs f(collectives, *pieces) on every device's own pieces of named arrays.
 
     in_axes and out_axes are the axis names of each array. `collectives` work over the
     mesh axes that split `over`. All arrays of the call that have a name are split
-    alike along it.
+    alike along it. params: axis names of parameters, which follow the other arrays in
+    the call: as they are stored; f brings them together by `gather_value`.
     """
     context = current_context()
     if context.layout is None:
@@ -74,9 +82,18 @@ def local(f: Callable, in_axes: Any, out_axes: Any, *, over: str) -> Callable:
     layout = context.automatic
     if layout is None:
         return run
+    by_hand = dataclasses.replace(context, manual=tuple(context.layout.sizes))
+
+    def inside(*pieces):
+        with enter(by_hand):
+            return run(*pieces)
+
     return jax.shard_map(
-        run,
-        in_specs=tuple(layout.spec(names, beside=beside) for names in in_axes),
+        inside,
+        in_specs=(
+            *(layout.spec(names, beside=beside) for names in in_axes),
+            *(layout.spec(names, "stored") for names in params),
+        ),
         out_specs=jax.tree.map(
             lambda names: layout.spec(names, beside=beside), out_axes, is_leaf=_is_names
         ),

@@ -10,7 +10,13 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from jaxpar.config import Spelled
 from jaxpar.errors import UserError
-from jaxpar.partition.layout_words import CONTEXT_WORDS, DATA_WORDS, STAGE, words_of
+from jaxpar.partition.layout_words import (
+    CONTEXT_WORDS,
+    DATA_WORDS,
+    EXPERT,
+    STAGE,
+    words_of,
+)
 from jaxpar.partition.mesh import mesh
 from jaxpar.partition.rules import MESH_AXES, Rule, Rules, if_free
 
@@ -270,6 +276,7 @@ def _build(words: dict[str, str]) -> Layout:
         STAGE: int(words.get(STAGE, 1)),
         "data": int(words.get(data_word, 1)),
         "context": int(words.get(attention, 1)),
+        EXPERT: int(words.get(EXPERT, 1)),
         "tensor": int(tensor),
     }
     sizes = {axis: sizes[axis] for axis in MESH_AXES if sizes.get(axis, 1) > 1}
@@ -286,13 +293,15 @@ def _build(words: dict[str, str]) -> Layout:
     over_tensor: dict[str, Any] = {
         name: "tensor" for name in ("heads", "kv_heads", "mlp", "vocab")
     }
-    whole = Rules(layers=(STAGE,), **over_tensor)
-    sliced = Rules(layers=(STAGE,), embed=("data", "context"), **over_tensor)
+    split: dict[str, Any] = {"experts": (EXPERT,), **over_tensor}
+    whole = Rules(layers=(STAGE,), **split)
+    embed: Rule = ("data", "context", if_free(EXPERT))
+    sliced = Rules(layers=(STAGE,), embed=embed, **split)
     return Layout(
         spelling=",".join(f"{word}={n}" for word, n in spelled.items()),
         mesh_shape=tuple(sizes.items()),
         stored=sliced if data_word == "fsdp" else whole,
         optimizer=whole if data_word == "data" else sliced,
-        computed=Rules(batch=("replica", STAGE, "data"), seq=seq, **over_tensor),
+        computed=Rules(batch=("replica", STAGE, "data", EXPERT), seq=seq, **split),
         attention=attention,
     )

@@ -7,8 +7,8 @@ from jaxpar.errors import UserError
 DATA_WORDS = ("data", "zero1", "fsdp")
 CONTEXT_WORDS = ("context", "ring", "ulysses")
 STAGE = "stage"
-BUILT = ("replica", STAGE, *DATA_WORDS, *CONTEXT_WORDS, "tensor")
-NOT_BUILT = ("expert",)
+EXPERT = "expert"
+BUILT = ("replica", STAGE, *DATA_WORDS, *CONTEXT_WORDS, EXPERT, "tensor")
 
 
 def words_of(text: str) -> dict[str, str]:
@@ -20,11 +20,6 @@ def words_of(text: str) -> dict[str, str]:
     words: dict[str, str] = {}
     for part in text.replace(" ", "").split(","):
         word, _, value = part.partition("=")
-        if word in NOT_BUILT:
-            raise UserError(
-                f"Layout {text!r}: {part!r} is not built yet; there are "
-                f"{', '.join(BUILT)}."
-            )
         if word not in BUILT:
             raise UserError(
                 f"Layout {text!r}: unknown mesh axis {word!r}; there are "

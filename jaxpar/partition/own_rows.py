@@ -189,7 +189,11 @@ def reduce_once(grad: jax.Array, names: AxisNames) -> jax.Array:
     return constrain(grad, *names, which="optimizer")
 
 
-def sum_over_rows(tree: Any) -> Any:
-    """The sums over all devices' rows of the scalars of a tree; the rest stays."""
+def sum_over_rows(tree: Any, *, only_scalars: bool = True) -> Any:
+    """The sums over all devices' rows: of the scalars of a tree, or of all of it."""
     axes = current_context().manual
-    return jax.tree.map(lambda x: x if x.ndim else jax.lax.psum(x, axes), tree)
+
+    def added(x: jax.Array) -> jax.Array:
+        return x if only_scalars and x.ndim else jax.lax.psum(x, axes)
+
+    return jax.tree.map(added, tree)

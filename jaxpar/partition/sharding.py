@@ -58,12 +58,14 @@ class Context:
     def gathered_dims(self, names: Sequence[str | None]) -> Dims:
         """The manual axes over which a parameter's slices are brought together.
 
-        Its layers never are: a stage of a pipeline computes its own.
+        Not those by which it is computed in slices, such as its experts; its layers
+        never are: a stage of a pipeline computes its own.
         """
-        dims = self.manual_dims(names, "stored")
+        stored = self.manual_dims(names, "stored")
+        computed = self.manual_dims(names, "computed")
         return tuple(
-            () if name == "layers" else dim
-            for name, dim in zip(names, dims, strict=True)
+            () if name == "layers" else tuple(axis for axis in have if axis not in use)
+            for name, have, use in zip(names, stored, computed, strict=True)
         )
 
     def groups_of(self, rows: int) -> int:
@@ -201,7 +203,9 @@ def distribute(x: jax.Array, *names: str | None, over: str) -> jax.Array:
         return x
     at, size = names.index(over), x.shape[names.index(over)]
     # In the layout for generation, batch is also split by what splits the sequence.
-    (free,) = layout.for_generation().split(("batch",), "computed")
+    (rows,) = layout.for_generation().split(("batch",), "computed")
+    used = {axis for dim in layout.split(names, "computed") for axis in dim}
+    free = tuple(axis for axis in rows if axis not in used)
     while free and size % math.prod(layout.sizes[axis] for axis in free):
         free = free[1:]
     dims = list(layout.spec(names))

@@ -21,6 +21,7 @@ from jaxpar.metrics.rows import OptionalSink, Rows
 from jaxpar.optim.cut_short import cut_short
 from jaxpar.optim.select import matching
 from jaxpar.partition import cluster
+from jaxpar.partition.layout import Layout
 from jaxpar.run.divergence import nonfinite_steps, windows_by_step
 from jaxpar.run.outcome import Outcome, why_ended
 from jaxpar.run.own_events import OwnEvents, Running, make_events
@@ -191,8 +192,9 @@ def _rates(
     if is_own(experiment.objective):
         scored = jax.eval_shape(steps.evaluate, state.params, batch)
         require_watched(experiment.stop, experiment.objective, scored)
-    # Without devices attention is in tiles, all of whose products can be counted.
-    forward = make_forward(experiment.recipe(), session.placed.layout)
+    # Without devices attention is in tiles, all of whose products can be counted; on
+    # one device there is no room kept for tokens of others, which would count, too.
+    forward = make_forward(experiment.recipe(), Layout.parse("data=1"))
     flops = training_flops(forward, state.params, batch, frozen=frozen)
     meter = meter_on(session.placed.mesh.devices.flat, step_flops=flops)
     num_steps = experiment.num_steps

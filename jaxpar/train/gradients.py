@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int
 
+from jaxpar.errors import UserError
 from jaxpar.nn.stack import LAYERS, all_stacks_run
 from jaxpar.partition import own_rows
 from jaxpar.partition.fixed_order import sum_of_parts, sum_over_devices
@@ -50,7 +51,7 @@ def make_gradients(
             params = jax.tree.map(own_rows.gather_once, params, names)
         grads, sums = accumulated(params, batch, keys)
         grads = jax.tree.map(own_rows.reduce_once, grads, names)
-        return grads, own_rows.sum_over_rows(sums)
+        return grads, _over_devices(sums)
 
     def over_devices(axes: tuple[str, ...], *args: Any) -> tuple[Any, Sums]:
         if not axes:
@@ -63,7 +64,7 @@ def make_gradients(
             over_rows = own_rows.on_own_rows(
                 device_gradients, axes, names=names, batch=args[1],
                 gathers=fsdp_gathers, microbatches=microbatches,
-                out_specs=(grads, Sums(scalar, scalar, metric_specs)),
+                out_specs=(grads, Sums(scalar, scalar, metric_specs, scalar)),
             )  # fmt: skip
             return over_rows(*args)
 
@@ -83,6 +84,12 @@ def make_gradients(
             )
 
     return in_layout
+
+
+def _over_devices(sums: Sums) -> Sums:
+    """The sums over all devices' rows; what `verify` notes stays with its rows."""
+    reports = own_rows.sum_over_rows(sums.reports, only_scalars=False)
+    return own_rows.sum_over_rows(sums)._replace(reports=reports)
 
 
 def _where_computed(batch: Batch) -> Batch:
@@ -153,11 +160,28 @@ def loss_gradients(recipe: Recipe) -> Gradients:
         def loss(params):
             model = recipe.merge(anatomy, params)
             sums = sums_of(recipe.objective, model, batch, keys)
+            _require_reports(recipe, sums)
             return sums.loss, sums
 
         return jax.grad(loss, has_aux=True)(params)
 
     return jax.jit(gradients, inline=True)
+
+
+def _require_reports(recipe: Recipe, sums: Sums) -> None:
+    """Refuses an objective to which routers report in vain.
+
+    Raises:
+      UserError: says what to write.
+    """
+    if recipe.model.has_experts and not sums.reports:
+        kind = type(recipe.objective).__name__
+        raise UserError(
+            f"{type(recipe.model).__name__} has experts, and {kind} leaves out what "
+            "their routers report: their losses would never reach a gradient. Write "
+            "`x, aux = model(...)` and return `with_reports(sums, aux, weights)` "
+            "(jaxpar.train.objective); with keys alone, so in training."
+        )
 
 
 def _accumulated(gradients: Gradients, microbatches: int) -> Gradients:

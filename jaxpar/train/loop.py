@@ -82,7 +82,7 @@ class History:
         rows = [
             {
                 "step": step,
-                **{k: float(v) for k, v in value.items()},
+                **{k: v.tolist() for k, v in value.items()},
                 "seconds": seconds,
             }
             for step, value in zip(steps, values, strict=True)

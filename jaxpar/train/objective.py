@@ -12,9 +12,10 @@ from jaxpar.config import require_positive
 from jaxpar.data import task
 from jaxpar.data.windows import Window
 from jaxpar.errors import UserError
-from jaxpar.models.base import Model
+from jaxpar.models.base import Aux, Model
 from jaxpar.models.contract import explained
 from jaxpar.nn.places import Places
+from jaxpar.nn.sequence import sum_of_row
 from jaxpar.partition.own_rows import gathered_for_loop
 from jaxpar.train.loss import chunked_loss
 
@@ -34,6 +35,8 @@ class Sums(NamedTuple):
     metrics: dict[str, jax.Array]
     """Further weighted sums, by name: scalars; and in `verify` what the model notes,
     which are arrays."""
+    reports: dict[str, dict[str, jax.Array]] = {}
+    """Sums of what routers of experts report (`with_reports`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +103,42 @@ class CausalLM(Objective):
 
     def __call__(self, model: Model, batch: Batch, keys: jax.Array | None) -> Sums:
         where = Places(batch["positions"], batch["segments"])
-        x, _ = model(batch["tokens"], where, keys)
+        x, aux = model(batch["tokens"], where, keys)
         weights = batch["weights"]
         unembed = gathered_for_loop(model, lambda model, x: model.unembed(x))
         loss = chunked_loss(unembed, x, batch["targets"], weights, chunk=self.chunk)
-        return Sums(loss, jnp.sum(weights.astype(loss.dtype)), {})
+        sums = Sums(loss, jnp.sum(weights.astype(loss.dtype)), {})
+        # An evaluation, which has no keys, is of the tokens' cross-entropy alone.
+        return sums if keys is None else with_reports(sums, aux, weights)
+
+
+def with_reports(sums: Sums, aux: Aux, weights: jax.Array) -> Sums:
+    """The sums of a training loss with what a model's routers report.
+
+    Their losses are means over a row's tokens, and weigh as much as the row's weights
+    [B, T] in sum: so they are sums over rows, too. Rows without weight, which pad a
+    batch, count nowhere. Of a model without experts the sums stay as they are.
+    """
+    if not aux.reports:
+        return sums
+    of_row = jnp.sum(weights.astype(sums.loss.dtype), axis=1)
+    is_real = sum_of_row(of_row) > 0
+    layers = [report.loss for report in aux.reports.values()]
+    loss = sum(jnp.sum(layer * of_row) for layer in layers)
+    n_layers = sum(layer.size // len(of_row) for layer in layers)
+    balance = sum(jnp.sum(r.balance * of_row) for r in aux.reports.values())
+    metrics = {"router_loss": loss, "router_balance": balance / n_layers}
+    counts = {
+        path: {
+            "tokens": jnp.sum(report.tokens * is_real, axis=-1),
+            "entropy": jnp.sum(report.entropy * is_real, axis=-1),
+            "dropped": jnp.sum(report.dropped * is_real, axis=-1),
+            "load": jnp.sum(report.load * is_real[:, None], axis=-2),
+        }
+        for path, report in aux.reports.items()
+    }
+    metrics = {**sums.metrics, **metrics}
+    return Sums(sums.loss + loss, sums.weight, metrics, counts)
 
 
 def sums_of(

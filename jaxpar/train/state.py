@@ -11,7 +11,12 @@ from flax import nnx
 
 from jaxpar.errors import UserError
 from jaxpar.models.base import Model, ModelConfig
-from jaxpar.models.contract import checked_model, require_order, require_stack
+from jaxpar.models.contract import (
+    checked_model,
+    require_experts,
+    require_order,
+    require_stack,
+)
 from jaxpar.optim.optimizer import OptimConfig, Optimizer
 from jaxpar.optim.schedule import NEVER
 from jaxpar.partition.layout import Layout, Placed
@@ -51,6 +56,8 @@ class Anatomy:
     """Axis names of each parameter, as nested dictionaries."""
     constant: frozenset[str]
     """Paths of the parameters that are initialised to a constant."""
+    moved_by: dict[str, float]
+    """By how much each step moves routers' biases, by path."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +101,13 @@ class Recipe:
         }
         names = {path: tuple(leaf.out_sharding) for path, leaf in flat.items()}
         constant = (p for p, leaf in flat.items() if getattr(leaf, "constant", False))
-        return Anatomy(graph, unflatten(shapes), unflatten(names), frozenset(constant))
+        moved_by = {
+            path: leaf.moved_by
+            for path, leaf in flat.items()
+            if getattr(leaf, "moved_by", 0)
+        }
+        shapes, names = unflatten(shapes), unflatten(names)
+        return Anatomy(graph, shapes, names, frozenset(constant), moved_by)
 
     @property
     def per_token(self) -> bool:
@@ -113,12 +126,13 @@ class Recipe:
         Raises:
           UserError: the layout's mesh axes do not divide a parameter's dimensions, or
             it reorders rows of a model that walks along them, or makes stages of one
-            without a stack.
+            without a stack, or splits experts of one that has none.
         """
         anatomy = self.anatomy
         require_order(self.model, layout)
         names = flatten(anatomy.names)
         require_stack(self.model, names, layout)
+        require_experts(self.model, names, layout)
         for path, leaf in flatten(anatomy.shapes).items():
             for which in ("stored", "optimizer", "computed"):
                 layout.check(path, leaf.shape, names[path], which)

@@ -1,6 +1,6 @@
 """The compiled steps: one of training, one of evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,13 +17,14 @@ from jaxpar.partition.fixed_order import compiler_options
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.own_rows import Gathers
 from jaxpar.partition.sharding import use_layout
+from jaxpar.train.balance import router_metrics, with_moved_biases
 from jaxpar.train.gradients import make_gradients, over_parts
 from jaxpar.train.nonfinite import find_nonfinite, keep_where
 from jaxpar.train.objective import Batch, Sums, is_own, sums_of
 from jaxpar.train.state import Recipe, TrainState
 
 Metrics = dict[str, jax.Array]
-"""Scalars, by name."""
+"""Scalars, by name; of the experts' loads an array."""
 
 
 class TrainStep:
@@ -72,11 +73,12 @@ def make_train_step(
     metrics: loss (nats per token), tokens (sum of weights), grad_norm (of the mean
     loss, before clipping), learning_rate, skipped (1 where the step was not applied,
     else 0), first_nonfinite (where skipped, the number of a name in
-    jaxpar.train.nonfinite.value_names), and the means of the objective's own.
+    jaxpar.train.nonfinite.value_names), and the means of the objective's own. Of a
+    mixture of experts also those of jaxpar.train.balance.router_metrics.
     """
     target, optimizer = recipe.target(placed), recipe.optimizer(recipe.anatomy)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target), None
-    update = make_update(optimizer)
+    update = make_update(optimizer, recipe.anatomy.moved_by)
     if exact:
         program = _exact_step(
             recipe, placed, update, exact=exact, seed=seed, out_shardings=shardings
@@ -131,8 +133,13 @@ def _exact_step(
     )
 
 
-def make_update(optimizer: Optimizer) -> Callable[..., tuple[TrainState, Metrics]]:
-    """A function (state, (gradients, Sums), learning rate) -> (state, metrics)."""
+def make_update(
+    optimizer: Optimizer, rates: Mapping[str, float]
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """A function (state, (gradients, Sums), learning rate) -> (state, metrics).
+
+    rates: by which routers' biases move, by path.
+    """
 
     def update(
         state: TrainState, found: tuple[Any, Sums], rate: jax.Array
@@ -143,6 +150,7 @@ def make_update(optimizer: Optimizer) -> Callable[..., tuple[TrainState, Metrics
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.params, rate
         )
+        updates = with_moved_biases(updates, sums.reports, rates)
         params = optax.apply_updates(state.params, updates)
         loss, norm = sums.loss * scale, optax.tree.norm(grads)
         skipped, first = find_nonfinite(grads, updates, norm=norm, loss=loss)
@@ -157,6 +165,7 @@ def make_update(optimizer: Optimizer) -> Callable[..., tuple[TrainState, Metrics
             "skipped": skipped,
             "first_nonfinite": first,
             **{name: value * scale for name, value in sums.metrics.items()},
+            **router_metrics(sums.reports),
         }
         new = TrainState(state.step + 1, params, opt_state, state.decay_from)
         return new, metrics

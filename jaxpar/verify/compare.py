@@ -90,7 +90,9 @@ class Reference:
         if part not in self._limits:
             wanted = self.wanted(part)
             if self.exact is self.one or part.exact:
-                self._limits[part] = dict.fromkeys(wanted, 0 if part.exact else LIMIT)
+                self._limits[part] = dict.fromkeys(
+                    wanted, 0 if part.exact else part.limit or LIMIT
+                )
             else:
                 least = float(jnp.finfo(self.experiment.precision.compute).eps)
                 rounding = errors(part, part.read(self.one), wanted)

@@ -21,10 +21,13 @@ from jaxpar.optim.schedule import NEVER
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.notes import recording
 from jaxpar.partition.sharding import use_layout
+from jaxpar.train.balance import with_moved_biases
 from jaxpar.train.gradients import make_gradients
 from jaxpar.train.objective import Batch, Objective, Sums
 from jaxpar.train.state import Anatomy, Recipe, TrainState, make_init
 from jaxpar.train.step import make_eval_step, per_weight
+from jaxpar.tree import flatten, unflatten
+from jaxpar.verify import derivatives
 from jaxpar.verify.compiling import CompiledAhead
 from jaxpar.verify.packed_rows import Packed
 
@@ -119,6 +122,31 @@ class Computed:
     def gradients(self) -> tuple[Any, Sums]:
         """Gradients of the summed loss, and the sums."""
         return self.gradient_program(self.params, self.batch, STEP)
+
+    @once
+    def derivatives(self) -> dict[str, np.floating]:
+        """How the loss changes along a direction of each router's weights.
+
+        Of one device as the loss itself says, of others as their gradients say.
+        """
+        along = derivatives.directions(self.params) if self.in_float64 else {}
+        if self.given is not None:
+            return derivatives.of_gradient(self.gradients[0], along)
+        flat = flatten(self.params)
+
+        def sums_at(path: str, change: np.ndarray) -> Sums:
+            moved = unflatten({**flat, path: flat[path] + change})
+            return self.gradient_program(moved, self.batch, STEP)[1]
+
+        return derivatives.of_loss(sums_at, along)
+
+    @once
+    def moved_biases(self) -> dict[str, Any]:
+        """What a step adds to routers' biases, by path."""
+        rates = self.anatomy.moved_by
+        zeros = {path: jnp.zeros(()) for path in rates}
+        reports = self.gradients[1].reports
+        return flatten(with_moved_biases(unflatten(zeros), reports, rates))
 
     @once
     def notes(self) -> dict[str, jax.Array]:

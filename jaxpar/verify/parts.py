@@ -17,6 +17,7 @@ class Part:
     """One thing that is compared: where in a step it is, its kind, its leaves by path.
 
     program: begins to compile what `read` runs. exact: it must be equal bit for bit.
+    limit: the relative error below which its leaves pass in float64; 0: the usual one.
     """
 
     where: str
@@ -24,6 +25,12 @@ class Part:
     read: Callable[[Computed], Mapping[str, Any]]
     program: Callable[[Computed], CompiledAhead] | None = None
     exact: bool = False
+    limit: float = 0.0
+
+
+DERIVATIVE = 1e-4
+"""Largest relative error of a central difference of the loss in float64: its own is
+some 1e-6."""
 
 
 def moments(computed: Computed) -> dict[str, Any]:
@@ -80,6 +87,10 @@ PARTS = (
         read=lambda c: c.evaluation,
         program=lambda c: c.evaluation_program,
     ),
+    # Of models with experts alone; the others have no such leaves.
+    Part("forward", "router", read=lambda c: tree.flatten(c.gradients[1].reports)),
+    Part("backward", "derivative", read=lambda c: c.derivatives, limit=DERIVATIVE),
+    Part("optimizer", "bias", read=lambda c: c.moved_biases),
 )
 TOKENS = Part("generate", "tokens", lambda c: {"tokens": c.tokens}, exact=True)
 LOGITS = Part("generate", "logits", lambda c: {"logits": c.logits})

@@ -16,7 +16,7 @@ from jaxpar.run.session import refuse_misfits
 from jaxpar.train.gradients import make_gradients
 from jaxpar.verify.packed_rows import Packed
 
-LAYERS, HEADS, TOKENS, VOCAB = 2, 2, 16, 96
+LAYERS, HEADS, TOKENS, VOCAB, EXPERTS = 2, 2, 16, 96, 4
 """Sizes after shrinking, where the layout needs no larger ones."""
 HEAD_DIM = 8
 """Norms of fewer numbers come near 0, and then amplify rounding."""
@@ -117,7 +117,7 @@ def _with_rows(
 def model_sizes(model: Any, layout: Layout, seq_len: int) -> dict[str, int]:
     """Small values for the standard size fields that a model's configuration has."""
     fields = fields_of(model)
-    pattern = len(fields.get("windows", (0,)))
+    pattern = len(getattr(model, "pattern", fields.get("windows", (0,))))
     heads = fields.get("n_heads", 1)
     kv_heads = fields.get("n_kv_heads", heads)
     group = HEADS if heads > kv_heads else 1
@@ -139,6 +139,11 @@ def model_sizes(model: Any, layout: Layout, seq_len: int) -> dict[str, int]:
         "d_embed": _least(fields.get("d_embed", 1), width, width),
         "d_mlp": _least(
             fields.get("d_mlp", 1), width, required_multiple(layout, "mlp")
+        ),
+        "n_experts": _least(
+            fields.get("n_experts", 1),
+            max(EXPERTS, fields.get("top_k", 1)),
+            required_multiple(layout, "experts"),
         ),
         "vocab_size": _vocabulary(fields, required_multiple(layout, "vocab")),
         "max_positions": _least(

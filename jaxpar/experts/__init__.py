@@ -1,0 +1,1 @@
+"""Mixtures of experts: router, exchange of tokens, and products by groups."""
