@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -123,17 +124,23 @@ def with_reports(sums: Sums, aux: Aux, weights: jax.Array) -> Sums:
         return sums
     of_row = jnp.sum(weights.astype(sums.loss.dtype), axis=1)
     is_real = sum_of_row(of_row) > 0
-    layers = [report.loss for report in aux.reports.values()]
-    loss = sum(jnp.sum(layer * of_row) for layer in layers)
-    n_layers = sum(layer.size // len(of_row) for layer in layers)
-    balance = sum(jnp.sum(r.balance * of_row) for r in aux.reports.values())
+    n_layers = sum(r.loss.size // len(of_row) for r in aux.reports.values())
+
+    def of_rows(x: jax.Array, row_weights: jax.Array) -> jax.Array:
+        return jnp.sum(x * row_weights.reshape(*(1,) * (x.ndim - 1), -1), axis=-1)
+
+    def of_layers(field: str) -> jax.Array:
+        reports = (getattr(report, field) for report in aux.reports.values())
+        return functools.reduce(jnp.add, (jnp.sum(of_rows(x, of_row)) for x in reports))
+
+    loss, balance = of_layers("loss"), of_layers("balance")
     metrics = {"router_loss": loss, "router_balance": balance / n_layers}
     counts = {
         path: {
-            "tokens": jnp.sum(report.tokens * is_real, axis=-1),
-            "entropy": jnp.sum(report.entropy * is_real, axis=-1),
-            "dropped": jnp.sum(report.dropped * is_real, axis=-1),
-            "load": jnp.sum(report.load * is_real[:, None], axis=-2),
+            "tokens": of_rows(report.tokens, is_real),
+            "entropy": of_rows(report.entropy, is_real),
+            "dropped": of_rows(report.dropped, is_real),
+            "load": of_rows(report.load.swapaxes(-1, -2), is_real),
         }
         for path, report in aux.reports.items()
     }

@@ -60,7 +60,9 @@ def _suspects(
         paths.sort(key=lambda path: uses[path], reverse=True)
 
     def is_stacked(path: str) -> bool:
-        return path.startswith(STACK) if part is NOTES else _is_stacked(path, names)
+        if part is NOTES or part.kind == "router":
+            return path.startswith(STACK)
+        return wanted[path].ndim > 0 and _is_stacked(path, names)
 
     for stacked, group in itertools.groupby(paths, is_stacked):
         group = list(group)

@@ -8,7 +8,10 @@ import pytest
 
 from jaxpar.data.source import Text
 from jaxpar.experiment import Pretrain
+from jaxpar.experts.block import MoEConfig
+from jaxpar.experts.router import RouterConfig
 from jaxpar.models import sizes
+from jaxpar.nn.mlp import MLPConfig
 from jaxpar.nn.norm import RMSNorm
 from jaxpar.optim.optimizer import AdamW, Muon
 from jaxpar.train.objective import CausalLM
@@ -47,7 +50,27 @@ def run_of(model, *, batch_size=32, seq_len=T, microbatches=4, optim=AdamW):
     )
 
 
-RUNS = {"gpt": run_of(GPT), "llama": run_of(LLAMA, optim=Muon)}
+def mixture(n_layers, **options):
+    """A Llama whose MLPs are 8 experts and a shared one, with every option on."""
+    model = sizes.llama(
+        vocab_size=120, n_layers=n_layers, d_embed=16, n_heads=4, n_kv_heads=4,
+        d_mlp=16, max_positions=32,
+    )  # fmt: skip
+    router = RouterConfig(top_k=2, balance_loss=0.1, bias_rate=0.01)
+    experts = MoEConfig(8, MLPConfig(16), router, n_shared=1, **options)
+    attention = dataclasses.replace(model.attention, head_dim=HEAD_DIM)
+    return dataclasses.replace(model, experts=experts, attention=attention)
+
+
+EVERY_OTHER = dataclasses.replace(
+    mixture(8, capacity=1.0), expert_blocks=(False, True), dropout=0.1
+)
+RUNS = {
+    "gpt": run_of(GPT),
+    "llama": run_of(LLAMA, optim=Muon),
+    "dropless": run_of(mixture(4), seq_len=32, optim=Muon),
+    "slots": run_of(EVERY_OTHER, seq_len=32),
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -66,9 +89,9 @@ def reference_of(form: str) -> Reference:
     return reference
 
 
-def before_bugs(run) -> Reference:
+def before_bugs(run, parts=PARTS[:3]) -> Reference:
     """One device's numbers up to the gradients, computed before a bug is planted."""
-    reference = Reference(run, parts=PARTS[:3])
+    reference = Reference(run, parts=parts)
     for part in (*reference.parts, NOTES):
         reference.wanted(part)
     return reference

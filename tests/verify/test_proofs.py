@@ -11,7 +11,7 @@ from jaxpar.verify import Reference, assert_same
 from jaxpar.verify.parts import PARTS
 from jaxpar.verify.prove import prove
 from tests.outside.own_model import BagConfig, experiment
-from tests.verify.conftest import GPT, RUNS, run_of
+from tests.verify.conftest import GPT, run_of
 
 LAYOUTS = (
     "data=8",
@@ -35,6 +35,19 @@ LAYOUTS = (
     "stage=2,ring=2,tensor=2",
     "stage=2,ulysses=4",
 )
+LAYOUTS_OF_EXPERTS = (
+    "data=8",
+    "fsdp=8",
+    "data=2,expert=4",
+    "fsdp=2,expert=4",
+    "data=2,expert=2,tensor=2",
+    "data=2,ring=4",
+    "stage=4,data=2",
+    "stage=2,expert=2,tensor=2+sp",
+)
+FORMS = {"gpt": LAYOUTS, "llama": LAYOUTS} | dict.fromkeys(
+    ("dropless", "slots"), LAYOUTS_OF_EXPERTS
+)
 # The others run with `pytest -m slow tests/verify`.
 EVERYDAY = {
     ("gpt", "tensor=8"),
@@ -42,6 +55,7 @@ EVERYDAY = {
     ("llama", "zero1=8"),
     ("llama", "data=2,ulysses=4"),
     ("gpt", "stage=2,data=2,tensor=2+sp"),
+    ("dropless", "data=2,expert=4"),
 }
 LAYOUTS_OF_ROWS = (
     "data=8",
@@ -52,8 +66,8 @@ LAYOUTS_OF_ROWS = (
 
 
 def cases():
-    for form in RUNS:
-        for text in LAYOUTS:
+    for form, layouts in FORMS.items():
+        for text in layouts:
             marks = () if (form, text) in EVERYDAY else pytest.mark.slow
             yield pytest.param(form, text, marks=marks, id=f"{form}-{text}")
 
@@ -63,9 +77,9 @@ def test_a_layout_computes_what_one_device_does(form, layout, reference):
     proof = prove(reference, layout)
     assert proof.passed, f"\n{proof}"
     kinds = {leaf.kind for leaf in proof.leaves}
-    assert kinds == {
-        "init", "loss", "gradient", "update", "state", "evaluation", "tokens"
-    }  # fmt: skip
+    usual = {"init", "loss", "gradient", "update", "state", "evaluation", "tokens"}
+    of_routers = {"router", "derivative", "bias"}
+    assert kinds == usual | (of_routers if form in ("dropless", "slots") else set())
 
 
 @pytest.mark.parametrize("form", ["gpt"])
