@@ -195,6 +195,9 @@ class Finetune(Experiment):
     grow_vocab: int = added(0)
     """vocab_size, above the source's, to which its model grows: what belongs to the
     source's ids is kept, the rest is newly initialised; 0: the source's."""
+    upcycle: bool = added(False)
+    """Whether each expert of the model here starts as a copy of the source's MLP, which
+    has its size; routers start anew."""
     add_tokens: tuple[str, ...] = added(())
     """Texts that become an id each, after the last one of the source's tokenizer."""
 

@@ -16,7 +16,7 @@ from jaxpar.partition.layout import Placed
 from jaxpar.partition.precision import in_its_types, types_of
 from jaxpar.run.adoption import (
     record,
-    stored_params,
+    source_params,
     transfer_of,
     vocabulary_of,
     with_added_tokens,
@@ -35,7 +35,7 @@ from jaxpar.run.own_events import OwnEvents
 from jaxpar.run.placing import place, simulate_for
 from jaxpar.run.session import require_agreement
 from jaxpar.run.training import train_run
-from jaxpar.train.state import TrainState, create, with_params
+from jaxpar.train.state import TrainState, create, stored_params, with_params
 
 
 @in_its_types
@@ -152,10 +152,12 @@ def start_from(
     with contextlib.closing(source.checkpoints(read_only=True)) as checkpoints:
         learned = checkpoints.restore_params(step, target)
         tokenizer_of(source, step, checkpoints.bound(step))
+    fresh = create(recipe, placed, seed=experiment.seed).params
+    learned, keep_fresh = source_params(experiment, learned, fresh)
     params = adopt(
-        create(recipe, placed, seed=experiment.seed).params,
+        fresh,
         learned,
-        keep_fresh=experiment.keep_fresh,
+        keep_fresh=keep_fresh,
         vocabulary=vocabulary_of(experiment, base),
     )
     return with_params(recipe, placed, params)

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float
 
 from jaxpar.config import require_positive
 from jaxpar.errors import UserError
-from jaxpar.experts.dispatch import NOWHERE, dropless, in_slots
 from jaxpar.experts.grouped_matmul import (
     EQUAL,
     GroupedMatmul,
@@ -25,6 +24,7 @@ from jaxpar.experts.router import (
     report,
     slots_of_rows,
 )
+from jaxpar.experts.token_exchange import NOWHERE, dropless, in_slots
 from jaxpar.nn.linear import project
 from jaxpar.nn.mlp import ACTIVATIONS, MLP, MLPConfig
 from jaxpar.nn.param import constant, fan_in, param

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpar.errors import UserError
-from jaxpar.experts.dispatch import NOWHERE
+from jaxpar.experts.token_exchange import NOWHERE
 from jaxpar.nn.sequence import own_tokens, sum_of_row, whole_rows
 
 SCORES = ("softmax", "sigmoid")

@@ -10,7 +10,8 @@ from typing import Any
 from jaxpar.errors import UserError
 from jaxpar.experiment import Experiment, Finetune
 from jaxpar.look.activations import activation_bytes
-from jaxpar.models.describe import describe
+from jaxpar.models.base import ModelConfig
+from jaxpar.models.describe import describe, fields_of
 from jaxpar.partition.layout import DATA_WORDS, Layout, as_layout
 from jaxpar.partition.pipeline import Schedule
 from jaxpar.partition.precision import in_its_types
@@ -80,7 +81,7 @@ class Table(Report):
     """Parameters under a layout, the largest piece first; text, HTML, JSON, a picture.
 
     optimizer, activations: bytes on each device, the latter an estimate. microbatches:
-    of a step.
+    of a step. active: how many of the numbers are used for each token.
     """
 
     model: str
@@ -90,6 +91,7 @@ class Table(Report):
     activations: int
     copied: tuple[Copied, ...]
     microbatches: int = 1
+    active: int = 0
 
     @property
     def bubble(self) -> float:
@@ -129,7 +131,7 @@ class Table(Report):
         counted = self.bytes + self.gradients + self.optimizer
         total = size_of(counted + self.activations)
         return [
-            f"{len(self.rows)} parameters, {self.count:,} numbers",
+            f"{len(self.rows)} parameters, {self.count:,} numbers{self._used()}",
             f"On each device: parameters {size_of(self.bytes)}, gradients "
             f"{size_of(self.gradients)}, optimizer state {size_of(self.optimizer)}; "
             f"together {size_of(counted)}",
@@ -139,6 +141,10 @@ class Table(Report):
             *self._pipeline(),
             NOT_COUNTED,
         ]
+
+    def _used(self) -> str:
+        few = self.active < self.count
+        return f", {self.active:,} of them for each token" if few else ""
 
     def _pipeline(self) -> list[str]:
         S, M = self.layout.n_stages, self.microbatches
@@ -169,6 +175,7 @@ class Table(Report):
             "devices": self.layout.n_devices,
             "parameters": [dataclasses.asdict(row) for row in self.rows],
             "count": self.count,
+            "active": self.active,
             "bytes": self.bytes,
             "gradients": self.gradients,
             "optimizer": self.optimizer,
@@ -210,7 +217,18 @@ def show(
         activation_bytes(experiment),
         tuple(_copied(experiment, recipe, wanted, rows)),
         wanted.microbatches(experiment.microbatches, experiment.data.batch_size),
+        _active(experiment.model, rows),
     )
+
+
+def _active(model: ModelConfig, rows: list[Row]) -> int:
+    """How many numbers are used for each token: of experts, those that it chooses."""
+    fields = fields_of(model)
+    k, n = fields.get("top_k", 1), fields.get("n_experts", 1)
+    numbers = (
+        math.prod(row.shape) * (k if "experts" in row.axes else n) for row in rows
+    )
+    return sum(numbers) // n
 
 
 def _rows(recipe: Recipe, layout: Layout) -> Iterator[Row]:

@@ -99,8 +99,8 @@ def require_experts(config: ModelConfig, names: Any, layout: Layout) -> None:
     if n > 1 and not any("experts" in axes for axes in names.values()):
         raise UserError(
             f"{type(config).__name__}: layout {layout.spelling} splits experts over "
-            f"{n} devices, and the model has none; write data={n} in its place, or give "
-            "the model experts (experts=MoEConfig(...) of a DecoderConfig)."
+            f"{n} devices, and the model has none; write data={n} in its place, or "
+            "give the model experts (experts=MoEConfig(...) of a DecoderConfig)."
         )
 
 

@@ -1,5 +1,9 @@
 """Published model sizes, and functions for GPT-2's and Llama's form at any size."""
 
+import dataclasses
+
+from jaxpar.experts.block import MoEConfig
+from jaxpar.experts.router import RouterConfig
 from jaxpar.models.decoder import DecoderConfig
 from jaxpar.nn.attention import AttentionConfig
 from jaxpar.nn.mlp import MLPConfig
@@ -87,4 +91,47 @@ LLAMA_7B = llama(
     n_kv_heads=32,
     d_mlp=11_008,
     max_positions=2048,
+)
+# Jiang et al., 2024, table 1.
+MIXTRAL_8X7B = dataclasses.replace(
+    llama(
+        vocab_size=32_000,
+        n_layers=32,
+        d_embed=4096,
+        n_heads=32,
+        n_kv_heads=8,
+        d_mlp=14_336,
+        max_positions=32_768,
+    ),
+    experts=MoEConfig(
+        n_experts=8,
+        expert=MLPConfig(d_mlp=14_336),
+        router=RouterConfig(top_k=2, balance_loss=0.02, z_loss=0.0),
+    ),
+)
+# The sizes of DeepSeekMoE 16B (Dai et al., 2024, table 2) with the router of
+# DeepSeek-V3 (DeepSeek-AI, 2024, section 2.1.2). Its first layer is dense there.
+DEEPSEEK_16B = dataclasses.replace(
+    llama(
+        vocab_size=102_400,
+        n_layers=28,
+        d_embed=2048,
+        n_heads=16,
+        n_kv_heads=16,
+        d_mlp=10_944,
+        max_positions=4096,
+    ),
+    experts=MoEConfig(
+        n_experts=64,
+        expert=MLPConfig(d_mlp=1408),
+        router=RouterConfig(
+            top_k=6,
+            scores="sigmoid",
+            scale=2.446,
+            balance_loss=0.0001,
+            z_loss=0.0,
+            bias_rate=0.001,
+        ),
+        n_shared=2,
+    ),
 )

@@ -1,20 +1,16 @@
 """What a fine-tune takes over from its source: parameters, vocabulary, tokenizer."""
 
-import math
 from typing import Any
 
-import jax
-
 from jaxpar.checkpoint.transfer import Transfer, Vocabulary, account
+from jaxpar.checkpoint.upcycling import routers, upcycled
 from jaxpar.data.added_tokens import AddedTokens
 from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.errors import UserError
 from jaxpar.experiment import Experiment, Finetune
 from jaxpar.partition import cluster
-from jaxpar.partition.layout import Placed
 from jaxpar.run.directory import RunDir
-from jaxpar.train.state import Recipe
-from jaxpar.tree import flatten, unflatten
+from jaxpar.tree import flatten
 
 
 def transfer_of(experiment: Finetune, base: Experiment) -> Transfer:
@@ -25,12 +21,29 @@ def transfer_of(experiment: Finetune, base: Experiment) -> Transfer:
     Raises:
       UserError: the source's parameters do not account for this model's.
     """
+    ours = experiment.recipe().anatomy.shapes
+    theirs, keep_fresh = source_params(experiment, base.recipe().anatomy.shapes, ours)
     return account(
-        experiment.recipe().anatomy.shapes,
-        base.recipe().anatomy.shapes,
-        keep_fresh=experiment.keep_fresh,
-        vocabulary=vocabulary_of(experiment, base),
+        ours, theirs, keep_fresh=keep_fresh, vocabulary=vocabulary_of(experiment, base)
     )
+
+
+def source_params(
+    experiment: Finetune, theirs: Any, ours: Any
+) -> tuple[Any, tuple[str, ...]]:
+    """The source's parameters as this model takes them, and globs of what stays fresh.
+
+    theirs, ours: trees of arrays, or of their shapes.
+
+    Raises:
+      UserError: they are to be upcycled, and cannot be.
+    """
+    keep_fresh = experiment.keep_fresh
+    if experiment.upcycle:
+        names = flatten(experiment.recipe().anatomy.names)
+        theirs = upcycled(theirs, ours, names)
+        keep_fresh += routers(names)
+    return theirs, keep_fresh
 
 
 def vocabulary_of(experiment: Finetune, base: Experiment) -> Vocabulary:
@@ -74,26 +87,6 @@ def with_added_tokens(experiment: Finetune, tokenizer: Tokenizer) -> Tokenizer:
     return added
 
 
-def stored_params(recipe: Recipe, placed: Placed) -> Any:
-    """Shapes of a source's parameters, split as far as their sizes allow.
-
-    Its vocabulary need not be divisible here, where a larger one is: such an axis is
-    not split until it has grown.
-    """
-    names = flatten(recipe.anatomy.names)
-
-    def place(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        kept = tuple(
-            name if _divides(placed, name, size) else None
-            for name, size in zip(names[path], leaf.shape, strict=True)
-        )
-        sharding = placed.sharding(kept, "stored")
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    shapes = flatten(recipe.anatomy.shapes)
-    return unflatten({path: place(path, leaf) for path, leaf in shapes.items()})
-
-
 def record(run: RunDir, transfer: Transfer) -> None:
     """Adds what was not simply taken from the source to this session's receipt."""
     if not str(transfer):
@@ -102,9 +95,3 @@ def record(run: RunDir, transfer: Transfer) -> None:
         if cluster.is_first():
             facts = {"parameters": transfer.facts}
             run.receipt.update_newest(lambda newest: {**newest, **facts})
-
-
-def _divides(placed: Placed, name: str | None, size: int) -> bool:
-    """Whether an axis of this size can be split as its name says."""
-    (axes,) = placed.layout.split([name], "stored")
-    return size % math.prod(placed.layout.sizes[axis] for axis in axes) == 0

@@ -6,7 +6,7 @@ from jaxpar.data.source import Text
 from jaxpar.errors import UserError
 from jaxpar.experiment import Experiment, Finetune, Pretrain
 from jaxpar.models.base import ModelConfig
-from jaxpar.models.describe import describe
+from jaxpar.models.describe import describe, fields_of
 from jaxpar.optim.optimizer import AdamW
 from jaxpar.partition.devices import choose_devices
 from jaxpar.partition.layout import Layout, as_layout
@@ -52,8 +52,20 @@ def verify(
         require_accepted(experiment, wanted)
     else:
         experiment = shrunk(experiment, wanted)
+    _refuse_bound(experiment)
     choose_devices(wanted, devices, may_idle=True)
     return prove(Reference(experiment, precision=precision), wanted)
+
+
+def _refuse_bound(experiment: Experiment) -> None:
+    """Refuses a mixture whose devices drop what they have no room to send."""
+    bound = fields_of(experiment.model).get("bound", 0)
+    if bound:
+        raise UserError(
+            f"bound={bound} of the model's experts drops what exceeds it, on each layout "
+            "something else, so there is nothing to prove; write "
+            "--model.experts.bound=0."
+        )
 
 
 def prove(reference: Reference, layout: Layout | str) -> Proof:
