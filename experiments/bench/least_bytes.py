@@ -26,6 +26,9 @@ much again to bring them together. What a layout has to send:
 * *stages*, in the type of the computation: each microbatch's activations over each of
   the S - 1 borders between S stages, and their gradients back.
 
+* *experts*, in the type of the computation: of each token's choices those that other
+  devices have, there and back in each pass; with remat=full the forward part twice.
+
 Left out: positions, scalars, and the gradients of norms over tensor, which are small.
 """
 
@@ -33,6 +36,7 @@ import math
 
 import jax.numpy as jnp
 
+from jaxpar.experts.block import MoEConfig
 from jaxpar.models.decoder import DecoderConfig
 from jaxpar.partition.layout import Layout
 from jaxpar.train.state import Recipe
@@ -52,6 +56,7 @@ def least(
         "tensor": _of_tensor(recipe, layout, tokens),
         "keys and values": _of_keys(recipe, layout, tokens),
         "stages": _of_stages(recipe, layout, tokens),
+        "experts": _of_experts(recipe, layout, tokens),
     }
 
 
@@ -76,6 +81,8 @@ def _of_weights(recipe: Recipe, layout: Layout, microbatches: int) -> float:
         n = _ways(layout)
         if "layers" in names[path]:  # A device computes with those of its stage.
             n, used = n // layout.n_stages, used // layout.n_stages
+        if "experts" in names[path]:  # And with its own experts.
+            n //= layout.sizes.get("expert", 1)
         # The half of a sum, or of its way back, over the devices that share slices.
         half = used - updated
         copies = n // (used // updated)
@@ -103,6 +110,18 @@ def _of_stages(recipe: Recipe, layout: Layout, tokens: float) -> float:
     # The stages share the tokens, which each pass all borders.
     width = _decoder(recipe).d_embed * jnp.dtype(recipe.precision.compute).itemsize
     return 2 * (layout.n_stages - 1) * tokens * width
+
+
+def _of_experts(recipe: Recipe, layout: Layout, tokens: float) -> float:
+    model, n = _decoder(recipe), layout.sizes.get("expert", 1)
+    if not isinstance(model.experts, MoEConfig):
+        return 0.0
+    has = [has_experts for _, has_experts in model.pattern]
+    n_layers = model.n_layers * sum(has) // len(has)
+    width = model.d_embed * jnp.dtype(recipe.precision.compute).itemsize
+    ways = 6 if model.remat == "full" else 4
+    choices = tokens * model.experts.router.top_k
+    return n_layers * ways * choices * (n - 1) / n * width
 
 
 def _of_keys(recipe: Recipe, layout: Layout, tokens: float) -> float:

@@ -138,6 +138,19 @@ def grouped_matmul() -> GroupedMatmul:
     return TABLE.get(current_context().platform, TILES)
 
 
+def matmul_said(platform: str, *, has_slots: bool) -> str:
+    """A line on what computes the products of experts on a kind of device, and why."""
+    if has_slots:
+        return f"Experts' products: {EQUAL.name}, of all slots."
+    matmul = TABLE.get(platform, TILES)
+    why = (
+        ""
+        if matmul is RAGGED
+        else (f"; on {platform} {RAGGED.name} would multiply all rows with all experts")
+    )
+    return f"Experts' products: {matmul.name}{why}."
+
+
 def project_groups(
     x: Float[Array, "M K"],
     sizes: Int[Array, " G"],

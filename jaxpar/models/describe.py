@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from jaxpar.experts.block import MoEConfig
+from jaxpar.experts.grouped_matmul import matmul_said
 from jaxpar.models.base import ModelConfig
 from jaxpar.nn.attention import AttentionConfig, attention_said
 from jaxpar.partition.layout import Placed
@@ -46,10 +48,16 @@ def describe(model: ModelConfig) -> str:
 
 
 def kernels_said(model: ModelConfig, placed: Placed, precision: Precision) -> list[str]:
-    """Lines on what computes a model's attention, where it has an AttentionConfig."""
+    """Lines on what computes a model's attention and experts, where it has these."""
     fields = fields_of(model)
+    experts = fields.get("experts")
+    of_experts = (
+        [matmul_said(placed.platform, has_slots=experts.capacity > 0)]
+        if isinstance(experts, MoEConfig)
+        else []
+    )
     if not isinstance(attention := fields.get("attention"), AttentionConfig):
-        return []
+        return of_experts
     said = (
         attention_said(
             dataclasses.replace(attention, window=window),
@@ -59,4 +67,4 @@ def kernels_said(model: ModelConfig, placed: Placed, precision: Precision) -> li
         )
         for window in fields.get("windows", (attention.window,))
     )
-    return list(dict.fromkeys(said))
+    return [*dict.fromkeys(said), *of_experts]

@@ -62,8 +62,8 @@ def _refuse_bound(experiment: Experiment) -> None:
     bound = fields_of(experiment.model).get("bound", 0)
     if bound:
         raise UserError(
-            f"bound={bound} of the model's experts drops what exceeds it, on each layout "
-            "something else, so there is nothing to prove; write "
+            f"bound={bound} of the model's experts drops what exceeds it, on each "
+            "layout something else, so there is nothing to prove; write "
             "--model.experts.bound=0."
         )
 

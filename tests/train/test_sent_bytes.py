@@ -244,3 +244,15 @@ def test_a_pipeline_permutes_activations_and_reduces_once(layout):
     microbatch = B // case.parsed.sizes["data"] // 8 * T * MODEL.d_embed * 4
     assert sent[True] == 2 * (2 * 11 + 1) * microbatch
     assert sent[False] <= 1.02 * need["gradients and parameters"]
+
+
+def test_experts_exchange_tokens_twice_a_layer_in_each_pass_and_reduce_once():
+    case = Case("data=2,expert=4", chunks=4, microbatches=2, experiment="moe")
+    found, need = count(case)
+    rows = [each for each in found if each.kind == "all-to-all" and each.dtype == "f32"]
+    assert sum(each.times for each in rows) == 2 * 2 * case.recipe.model.n_layers * 2
+    # There is room for all tokens on each of the 4 devices.
+    sent = sum(each.times * each.sent for each in rows)
+    assert sent == pytest.approx(4 * need["experts"])
+    rest = sum(e.times * e.sent for e in found if e.kind != "all-to-all")
+    assert rest == pytest.approx(need["gradients and parameters"], rel=1e-3)
