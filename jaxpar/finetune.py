@@ -36,6 +36,7 @@ from jaxpar.run.placing import place, simulate_for
 from jaxpar.run.session import require_agreement
 from jaxpar.run.training import train_run
 from jaxpar.train.state import TrainState, create, with_params
+from jaxpar.train.stored_layers import to_natural, to_stored
 
 
 @in_its_types
@@ -152,10 +153,11 @@ def start_from(
     with contextlib.closing(source.checkpoints(read_only=True)) as checkpoints:
         learned = checkpoints.restore_params(step, target)
         tokenizer_of(source, step, checkpoints.bound(step))
+    fresh = create(recipe, placed, seed=experiment.seed).params
     params = adopt(
-        create(recipe, placed, seed=experiment.seed).params,
+        to_natural(recipe, placed, fresh),
         learned,
         keep_fresh=experiment.keep_fresh,
         vocabulary=vocabulary_of(experiment, base),
     )
-    return with_params(recipe, placed, params)
+    return with_params(recipe, placed, to_stored(recipe, placed, params))

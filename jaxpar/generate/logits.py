@@ -13,6 +13,7 @@ from jaxpar.nn.places import Places, one_document_per_row
 from jaxpar.partition.layout import Placed
 from jaxpar.partition.sharding import use_layout
 from jaxpar.train.state import Recipe
+from jaxpar.train.stored_layers import to_natural
 
 TokenIds = Sequence[int] | np.ndarray | jax.Array
 """The token ids of one text, [T]."""
@@ -42,12 +43,14 @@ def logits_of(
 ) -> Float[np.ndarray, "B T V"]:
     """Logits for rows of token ids [B, T], each of which is one document.
 
-    V is the vocabulary without padding. The batch must be divisible by the layout.
+    params: as a step on `placed` has them. V is the vocabulary without padding. The
+    batch must be divisible by the layout.
 
     Raises:
       UserError: an id is not in the vocabulary.
     """
     require_in_vocabulary(tokens, recipe.model.vocab_size)
+    params = to_natural(recipe, placed, params)
     anatomy, placed = recipe.anatomy, placed.for_generation()
 
     def forward(params: Any, tokens: Int[Array, "B T"], where: Places) -> jax.Array:

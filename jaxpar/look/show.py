@@ -12,8 +12,8 @@ from jaxpar.experiment import Experiment, Finetune
 from jaxpar.look.activations import activation_bytes
 from jaxpar.models.describe import describe
 from jaxpar.partition.layout import DATA_WORDS, Layout, as_layout
-from jaxpar.partition.pipeline import Schedule
 from jaxpar.partition.precision import in_its_types
+from jaxpar.pipeline.schedule import Schedule
 from jaxpar.run.directory import RunDir
 from jaxpar.run.placing import layout_for
 from jaxpar.tables import Cells, Grid, Report, size_of

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from jaxpar.errors import UserError
 from jaxpar.partition.notes import recorded, recording
-from jaxpar.partition.pipeline import stages
 from jaxpar.partition.sharding import current_context, recomputed
+from jaxpar.pipeline.stages import stages
 
 LAYERS = "layers/"
 """What the names of notes begin with whose values are stacked by layers."""

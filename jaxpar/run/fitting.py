@@ -1,6 +1,7 @@
 """The training loop of a run, from one of its states on: batches, events, rows."""
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from jaxpar.train.replica_check import CheckReplicas
 from jaxpar.train.scoring import most_in_flight
 from jaxpar.train.spikes import GoBack, Skipping, Spikes, in_turn, pairs
 from jaxpar.train.state import TrainState
+from jaxpar.train.stored_layers import to_natural
 from jaxpar.train.step import Metrics, make_eval_step, make_forward, make_train_step
 from jaxpar.tree import flatten
 
@@ -248,6 +250,7 @@ def _events(
         every=experiment.save_every,
         also=lambda: {"spikes": spikes.memory},
         on_error=experiment.on_save_error,
+        to_natural=functools.partial(to_natural, experiment.recipe(), session.placed),
         require_equal=replicas.require_equal,
     )
     log = Log(

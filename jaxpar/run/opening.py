@@ -19,6 +19,7 @@ from jaxpar.partition.precision import P, T, types_of
 from jaxpar.run.directory import RunDir, Step
 from jaxpar.tables import for_messages
 from jaxpar.train.state import Recipe
+from jaxpar.train.stored_layers import to_stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class OpenRun:
     recipe: Recipe
     placed: Placed
     params: Any
+    """Their layers in the order of the devices of `placed`."""
     step: int
     bound: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """The hashes that the step was saved with."""
@@ -92,6 +94,7 @@ def open_run(
     recipe.abstract(placed.layout)
     with contextlib.closing(run_dir.checkpoints()) as checkpoints:
         params = checkpoints.restore_params(step, recipe.target(placed).params)
+        params = to_stored(recipe, placed, params)
         bound = checkpoints.bound(step)
     return OpenRun(run_dir, experiment, recipe, placed, params, step, bound)
 

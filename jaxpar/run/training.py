@@ -31,6 +31,7 @@ from jaxpar.run.time_file import kept_in
 from jaxpar.train import out_of_memory
 from jaxpar.train.spikes import GoBack
 from jaxpar.train.state import TrainState
+from jaxpar.train.stored_layers import to_stored
 
 
 def train_run(
@@ -145,9 +146,11 @@ def _train_from_newest(
             why = f"nothing left to do: {why}"
             return outcome_of(session, newest, why, memory, interrupted=False)
         cluster.print_once(f"Resuming {run_dir.path} at step {newest}.")
-        target = experiment.recipe().target(session.placed)
+        recipe = experiment.recipe()
         with phases.doing("restore"):
+            target = recipe.target(session.placed)
             state, memory = checkpoints.restore(newest, target)
+            state = to_stored(recipe, session.placed, state)
         return fit_run(
             session, checkpoints, state, memory, steps, request, events=session.events
         )

@@ -17,6 +17,7 @@ from jaxpar.optim.schedule import NEVER
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.precision import Precision
 from jaxpar.partition.sharding import use_layout
+from jaxpar.pipeline.layer_order import in_stored_order
 from jaxpar.train.objective import Objective
 from jaxpar.tree import flatten, join, path_of, suffixes, unflatten
 
@@ -173,16 +174,21 @@ def make_init(recipe: Recipe, placed: Placed, *, seed: int) -> Callable[[], Trai
     """A jitted function that returns a state at step 0.
 
     The initial parameters are the same on every layout: threefry draws by the index of
-    an element in the whole array.
+    an element in the whole array. Layers stand in the order of the devices.
     """
-    target = recipe.target(placed)
+    target, names = recipe.target(placed), flatten(recipe.anatomy.names)
     optimizer = recipe.optimizer(recipe.anatomy)
 
     def init() -> TrainState:
         with use_layout(placed, recipe.precision):
             model = recipe.model.build(nnx.Rngs(params=jax.random.key(seed)))
             params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-            params = unflatten(flatten(params))  # Makes keys that are numbers text.
+            params = unflatten(  # Makes keys that are numbers text.
+                {
+                    path: in_stored_order(w, names[path], placed.layout)
+                    for path, w in flatten(params).items()
+                }
+            )
             opt_state = optimizer.init(params)
         return TrainState(jnp.int32(0), params, opt_state, jnp.int32(NEVER))
 
@@ -191,7 +197,10 @@ def make_init(recipe: Recipe, placed: Placed, *, seed: int) -> Callable[[], Trai
 
 
 def with_params(recipe: Recipe, placed: Placed, params: Any) -> TrainState:
-    """A state at step 0 with given parameters, such as those of another run."""
+    """A state at step 0 with given parameters, such as those of another run.
+
+    params: their layers in the order of the devices.
+    """
     target = recipe.target(placed)
     optimizer = recipe.optimizer(recipe.anatomy)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target.opt_state)

@@ -24,6 +24,7 @@ from jaxpar.partition.sharding import use_layout
 from jaxpar.train.gradients import make_gradients
 from jaxpar.train.objective import Batch, Objective, Sums
 from jaxpar.train.state import Anatomy, Recipe, TrainState, make_init
+from jaxpar.train.stored_layers import to_natural, to_stored
 from jaxpar.train.step import make_eval_step, per_weight
 from jaxpar.verify.compiling import CompiledAhead
 from jaxpar.verify.packed_rows import Packed
@@ -92,7 +93,7 @@ class Computed:
         """One device's initial parameters, placed as this layout stores them."""
         if self.given is None:
             return self.state.params
-        return _put(self.given.params, self.target.params)
+        return self._taken(self.given.params)
 
     @once
     def batch(self) -> dict[str, jax.Array]:
@@ -146,7 +147,7 @@ class Computed:
             grads, sums = self.gradients
         else:
             grads, sums = self.given.gradients
-            grads = _put(grads, self.target.params)
+            grads = self._taken(grads)
         return self._updated(grads, sums.weight)
 
     @once
@@ -154,6 +155,10 @@ class Computed:
         """The same of this layout's own gradients."""
         grads, sums = self.gradients
         return self._updated(grads, sums.weight)
+
+    def _taken(self, params: Any) -> Any:
+        """One device's parameters, or gradients, as this layout stores them."""
+        return to_stored(self.recipe, self.placed, _put(params, self.target.params))
 
     def _updated(self, grads: Any, weight: Any) -> tuple[Any, Any]:
         weight = self._scalar(weight)
@@ -216,7 +221,8 @@ class Computed:
     @once
     def _to_generate(self) -> tuple[Placed, Any]:
         placed = self.placed.for_generation()
-        return placed, _put(self.params, self.recipe.target(placed).params)
+        params = to_natural(self.recipe, self.placed, self.params)
+        return placed, _put(params, self.recipe.target(placed).params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +258,7 @@ def _shardings(tree: Any) -> Any:
 
 
 def _put(tree: Any, target: Any) -> Any:
-    """Another layout's arrays, placed as this one stores them."""
+    """Another layout's arrays, split as this one stores them."""
     return jax.tree.map(
         lambda x, to: jax.device_put(np.asarray(x).astype(to.dtype), to.sharding),
         tree,

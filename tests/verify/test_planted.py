@@ -18,7 +18,7 @@ from jaxpar.models import decoder, sizes
 from jaxpar.nn import attention, flash_attention, linear, mlp, norm, param
 from jaxpar.nn.context_parallel import KeyBlock
 from jaxpar.optim import optimizer
-from jaxpar.partition import pipeline
+from jaxpar.pipeline import stages
 from jaxpar.partition.collectives import Collectives, local
 from jaxpar.partition.sharding import current_context, gather
 from jaxpar.train import loss, objective
@@ -324,7 +324,7 @@ def one_tick_late(t, *more):
     return AT_HOME(t - 1, *more)
 
 
-FOR_ALL_STAGES, AT_HOME = pipeline._for_all_stages, pipeline._at_home
+FOR_ALL_STAGES, AT_HOME = stages._for_all_stages, stages._at_home
 IN_A_PIPELINE = {"_for_all_stages": stale_places, "_at_home": one_tick_late}
 
 
@@ -340,7 +340,7 @@ def staged():
 
 @pytest.mark.parametrize("name", IN_A_PIPELINE)
 def test_a_bug_in_a_pipeline_is_found_in_its_first_layer(name, staged, monkeypatch):
-    monkeypatch.setattr(pipeline, name, IN_A_PIPELINE[name])
+    monkeypatch.setattr(stages, name, IN_A_PIPELINE[name])
     first = prove(staged, "stage=4").first
     assert first is not None
     assert (first.where, first.layer, first.axis) == ("forward", 0, "stage")

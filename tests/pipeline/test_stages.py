@@ -1,6 +1,6 @@
 """A pipeline computes what one layer after another does, and its bubble counts nothing.
 
-pytest tests/partition/test_pipeline.py
+pytest tests/pipeline
 That its numbers are those of one device stands in tests/verify/test_proofs.py.
 """
 
@@ -27,11 +27,11 @@ from jaxpar.nn.linear import dense
 from jaxpar.nn.param import fan_in, normal, param
 from jaxpar.nn.stack import scan, stacked
 from jaxpar.optim.optimizer import AdamW
-from jaxpar.partition import pipeline
 from jaxpar.partition.layout import Layout
-from jaxpar.partition.pipeline import Schedule
 from jaxpar.partition.precision import Precision
 from jaxpar.partition.sharding import constrain
+from jaxpar.pipeline import stages
+from jaxpar.pipeline.schedule import Schedule
 from jaxpar.run.directory import RunDir
 from jaxpar.train.gradients import make_gradients
 from jaxpar.train.state import create
@@ -98,8 +98,8 @@ def test_what_a_bubble_computes_counts_nothing(layout, microbatches, monkeypatch
         filled.append(True)
         return jnp.full_like(inputs[0], jnp.nan)
 
-    monkeypatch.setattr(pipeline, "_of_no_account", other_rows)
-    monkeypatch.setattr(pipeline, "_nothing_yet", nothing_yet)
+    monkeypatch.setattr(stages, "_of_no_account", other_rows)
+    monkeypatch.setattr(stages, "_nothing_yet", nothing_yet)
     found = gradients(run)
     assert filled
     jax.tree.map(
