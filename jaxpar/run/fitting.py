@@ -35,8 +35,8 @@ from jaxpar.train.replica_check import CheckReplicas
 from jaxpar.train.scoring import most_in_flight
 from jaxpar.train.spikes import GoBack, Skipping, Spikes, in_turn, pairs
 from jaxpar.train.state import TrainState
-from jaxpar.train.stored_layers import to_natural
 from jaxpar.train.step import Metrics, make_eval_step, make_forward, make_train_step
+from jaxpar.train.stored_layers import to_natural
 from jaxpar.tree import flatten
 
 

@@ -5,7 +5,7 @@ functions return what they are given. They run where arrays come from a checkpoi
 from another layout, or go there; a training step never calls them.
 """
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 

@@ -24,8 +24,8 @@ from jaxpar.partition.sharding import use_layout
 from jaxpar.train.gradients import make_gradients
 from jaxpar.train.objective import Batch, Objective, Sums
 from jaxpar.train.state import Anatomy, Recipe, TrainState, make_init
-from jaxpar.train.stored_layers import to_natural, to_stored
 from jaxpar.train.step import make_eval_step, per_weight
+from jaxpar.train.stored_layers import to_natural, to_stored
 from jaxpar.verify.compiling import CompiledAhead
 from jaxpar.verify.packed_rows import Packed
 

@@ -18,9 +18,9 @@ from jaxpar.models import decoder, sizes
 from jaxpar.nn import attention, flash_attention, linear, mlp, norm, param
 from jaxpar.nn.context_parallel import KeyBlock
 from jaxpar.optim import optimizer
-from jaxpar.pipeline import stages
 from jaxpar.partition.collectives import Collectives, local
 from jaxpar.partition.sharding import current_context, gather
+from jaxpar.pipeline import stages
 from jaxpar.train import loss, objective
 from jaxpar.verify import Reference, assert_same
 from jaxpar.verify.parts import PARTS, TOKENS
