@@ -32,17 +32,27 @@ def stages(
     blocks: Any,
     x: Float[Array, "B T D"],
     *per_row: Any,
+    remat: Callable[..., bool] | None = None,
 ) -> tuple[Float[Array, "B T D"], Any]:
     """Runs block(layer, piece, x, *per_row) -> (x, aux) for each layer, in order.
 
     `blocks` is any pytree stacked by layers, of which a block gets its own piece beside
     its layer's number; every block reads `per_row`, whose arrays have a row of the
-    batch each. Returns x and the aux of all layers, stacked.
+    batch each. remat: what is kept of a block for the backward pass, as
+    `jax.checkpoint` takes it; None keeps everything. Returns x and the aux of all
+    layers, stacked.
     """
     context = current_context()
     if STAGE in context.manual:
-        return _pipeline(block, blocks, x, per_row)
-    return _in_order(block, blocks, x, per_row, first=0)
+        return _pipeline(block, blocks, x, per_row, remat)
+    return _in_order(_rematerialised(block, remat), blocks, x, per_row, first=0)
+
+
+def _rematerialised(block, policy) -> Callable:
+    """The block, of which the policy says what is kept for the backward pass."""
+    if policy is None:
+        return block
+    return jax.checkpoint(block, policy=policy, prevent_cse=False)
 
 
 def _in_order(block, blocks, x, per_row, *, first) -> tuple[jax.Array, Any]:
@@ -55,14 +65,14 @@ def _in_order(block, blocks, x, per_row, *, first) -> tuple[jax.Array, Any]:
     return jax.lax.scan(body, x, (first + jnp.arange(n), blocks))
 
 
-def _pipeline(block, blocks, x, per_row) -> tuple[jax.Array, Any]:
+def _pipeline(block, blocks, x, per_row, remat) -> tuple[jax.Array, Any]:
     """The same, where each device of `stage` has its own rows and its own layers."""
     schedule = _schedule_of(len(x))
     stage = jax.lax.axis_index(STAGE)
     _require_rows(len(x), per_row)
     inputs = x.reshape(schedule.n_groups, -1, *x.shape[1:])
     travelling = _for_all_stages(per_row, schedule)
-    run_chunk = _of_chunks(block, blocks, stage, schedule)
+    run_chunk = _of_chunks(block, blocks, stage, schedule, remat)
 
     def tick(carry, t):
         ring, received, outputs = carry
@@ -100,28 +110,65 @@ def _schedule_of(rows: int) -> Schedule:
     return Schedule(jax.lax.axis_size(STAGE), context.groups_of(rows), n_rounds)
 
 
-def _of_chunks(block, blocks, stage: jax.Array, schedule: Schedule) -> Callable:
+def _of_chunks(block, blocks, stage, schedule: Schedule, remat) -> Callable:
     """A function (round, x, per_row) -> (x, aux) of a stage's layers of that round."""
     n = jax.tree.leaves(blocks)[0].shape[0] // schedule.n_rounds
     if schedule.n_rounds == 1:
+        block = _rematerialised(block, remat)
         return lambda _, x, mine: _in_order(block, blocks, x, mine, first=stage * n)
+    policy = remat or _all_but_cuts
+    block = functools.partial(_rematerialised(_reading_again(block), policy), blocks)
 
-    def run(blocks, number, x, mine):
+    def run(number, x, mine):
+        places = number * n + jnp.arange(n)
         chunk = jax.tree.map(
             lambda w: jax.lax.dynamic_slice_in_dim(w, number * n, n), blocks
         )
         first = (number * schedule.n_stages + stage) * n
-        return _in_order(block, chunk, x, mine, first=first)
+        return _in_order(block, (places, chunk), x, mine, first=first)
 
-    # Else the chunk of each tick would be kept for the backward pass: copies of the
-    # stage's weights, one for each microbatch.
-    run = jax.checkpoint(run, policy=_all_but_slices, prevent_cse=False)
-    return functools.partial(run, blocks)
+    return run
 
 
-def _all_but_slices(primitive, *_, **__) -> bool:
-    """A rematerialisation policy that keeps all but what is cut out of an array."""
-    return primitive is not jax.lax.dynamic_slice_p
+def _reading_again(block) -> Callable:
+    """The block, which reads its weights from all those of the stage.
+
+    Its own piece only takes their gradient. Else the pieces of each tick would be kept
+    for the backward pass: copies of the stage's weights, one for each microbatch.
+    """
+
+    def run(blocks, layer, piece, x, *per_row):
+        place, weights = piece
+        return block(layer, _read(weights, blocks, place), x, *per_row)
+
+    return run
+
+
+def _all_but_cuts(primitive, *_, **__) -> bool:
+    """A policy that keeps everything but what `_cut` gives."""
+    return primitive not in (jax.lax.dynamic_slice_p, jax.lax.reshape_p)
+
+
+def _cut(blocks, place) -> Any:
+    """What stands at a place of all blocks."""
+
+    def of(w):
+        start = (place, *(jnp.zeros_like(place),) * (w.ndim - 1))
+        return jax.lax.dynamic_slice(w, start, (1, *w.shape[1:])).reshape(w.shape[1:])
+
+    return jax.tree.map(of, blocks)
+
+
+@jax.custom_jvp
+def _read(piece, blocks, place) -> Any:
+    """What stands at a place of all blocks; its derivative is that of `piece`."""
+    return _cut(blocks, place)
+
+
+@_read.defjvp
+def _(primals, tangents) -> tuple[Any, Any]:
+    _, blocks, place = primals
+    return _cut(blocks, place), tangents[0]  # As such: policies see what it does.
 
 
 @contextlib.contextmanager
