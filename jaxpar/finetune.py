@@ -16,7 +16,6 @@ from jaxpar.partition.layout import Placed
 from jaxpar.partition.precision import in_its_types, types_of
 from jaxpar.run.adoption import (
     record,
-    stored_params,
     transfer_of,
     vocabulary_of,
     with_added_tokens,
@@ -36,7 +35,7 @@ from jaxpar.run.placing import place, simulate_for
 from jaxpar.run.session import require_agreement
 from jaxpar.run.training import train_run
 from jaxpar.train.state import TrainState, create, with_params
-from jaxpar.train.stored_layers import to_natural, to_stored
+from jaxpar.train.stored_layers import stored_params, to_natural, to_stored
 
 
 @in_its_types

@@ -21,7 +21,7 @@ from jaxpar.errors import UserError, one_line
 from jaxpar.partition.layout import STAGE
 from jaxpar.partition.manual_pieces import permute
 from jaxpar.partition.sharding import current_context
-from jaxpar.pipeline.schedule import Schedule
+from jaxpar.pipeline.ticks import Schedule
 
 X = ("batch", "seq", "embed")
 """The axes of what goes through a stack."""

@@ -1,20 +1,13 @@
 """What a fine-tune takes over from its source: parameters, vocabulary, tokenizer."""
 
-import math
-from typing import Any
-
-import jax
-
 from jaxpar.checkpoint.transfer import Transfer, Vocabulary, account
 from jaxpar.data.added_tokens import AddedTokens
 from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.errors import UserError
 from jaxpar.experiment import Experiment, Finetune
 from jaxpar.partition import cluster
-from jaxpar.partition.layout import Placed
 from jaxpar.run.directory import RunDir
-from jaxpar.train.state import Recipe
-from jaxpar.tree import flatten, unflatten
+from jaxpar.tree import flatten
 
 
 def transfer_of(experiment: Finetune, base: Experiment) -> Transfer:
@@ -74,26 +67,6 @@ def with_added_tokens(experiment: Finetune, tokenizer: Tokenizer) -> Tokenizer:
     return added
 
 
-def stored_params(recipe: Recipe, placed: Placed) -> Any:
-    """Shapes of a source's parameters, split as far as their sizes allow.
-
-    Its vocabulary need not be divisible here, where a larger one is: such an axis is
-    not split until it has grown.
-    """
-    names = flatten(recipe.anatomy.names)
-
-    def place(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        kept = tuple(
-            name if _divides(placed, name, size) else None
-            for name, size in zip(names[path], leaf.shape, strict=True)
-        )
-        sharding = placed.sharding(kept, "stored")
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    shapes = flatten(recipe.anatomy.shapes)
-    return unflatten({path: place(path, leaf) for path, leaf in shapes.items()})
-
-
 def record(run: RunDir, transfer: Transfer) -> None:
     """Adds what was not simply taken from the source to this session's receipt."""
     if not str(transfer):
@@ -102,9 +75,3 @@ def record(run: RunDir, transfer: Transfer) -> None:
         if cluster.is_first():
             facts = {"parameters": transfer.facts}
             run.receipt.update_newest(lambda newest: {**newest, **facts})
-
-
-def _divides(placed: Placed, name: str | None, size: int) -> bool:
-    """Whether an axis of this size can be split as its name says."""
-    (axes,) = placed.layout.split([name], "stored")
-    return size % math.prod(placed.layout.sizes[axis] for axis in axes) == 0

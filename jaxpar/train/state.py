@@ -148,10 +148,11 @@ class Recipe:
 
         return jax.tree_util.tree_map_with_path(place, self.abstract(placed.layout))
 
-    def parameter_of(self, keys: tuple, leaf: jax.ShapeDtypeStruct) -> str | None:
+    def parameter_of(self, keys: tuple, leaf: Any) -> str | None:
         """The path of the parameter that a leaf of the state is, or is a moment of.
 
-        keys: JAX's key path of the leaf. None where it belongs to no parameter.
+        keys: JAX's key path of the leaf, an array or its shape. None where it belongs
+        to no parameter.
         """
         shapes = flatten(self.anatomy.shapes)
         inside = path_of(k for k in keys if isinstance(k, jax.tree_util.DictKey))
