@@ -34,8 +34,8 @@ from jaxpar.run.own_events import OwnEvents
 from jaxpar.run.placing import place, simulate_for
 from jaxpar.run.session import require_agreement
 from jaxpar.run.training import train_run
+from jaxpar.train.source_shapes import stored_params
 from jaxpar.train.state import TrainState, create, with_params
-from jaxpar.train.stored_layers import stored_params, to_natural, to_stored
 
 
 @in_its_types
@@ -154,9 +154,9 @@ def start_from(
         tokenizer_of(source, step, checkpoints.bound(step))
     fresh = create(recipe, placed, seed=experiment.seed).params
     params = adopt(
-        to_natural(recipe, placed, fresh),
+        recipe.to_natural(placed, fresh),
         learned,
         keep_fresh=experiment.keep_fresh,
         vocabulary=vocabulary_of(experiment, base),
     )
-    return with_params(recipe, placed, to_stored(recipe, placed, params))
+    return with_params(recipe, placed, recipe.to_stored(placed, params))

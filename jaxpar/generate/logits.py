@@ -13,7 +13,6 @@ from jaxpar.nn.places import Places, one_document_per_row
 from jaxpar.partition.layout import Placed
 from jaxpar.partition.sharding import use_layout
 from jaxpar.train.state import Recipe
-from jaxpar.train.stored_layers import to_natural
 
 TokenIds = Sequence[int] | np.ndarray | jax.Array
 """The token ids of one text, [T]."""
@@ -50,7 +49,7 @@ def logits_of(
       UserError: an id is not in the vocabulary.
     """
     require_in_vocabulary(tokens, recipe.model.vocab_size)
-    params = to_natural(recipe, placed, params)
+    params = recipe.to_natural(placed, params)
     anatomy, placed = recipe.anatomy, placed.for_generation()
 
     def forward(params: Any, tokens: Int[Array, "B T"], where: Places) -> jax.Array:

@@ -19,7 +19,6 @@ from jaxpar.partition import cluster
 from jaxpar.partition.layout import Placed
 from jaxpar.partition.sharding import use_layout
 from jaxpar.train.state import Recipe
-from jaxpar.train.stored_layers import to_natural
 
 COLDEST, HOTTEST = 1e-30, 1e30
 """Temperatures beyond these overflow in float32, they or their inverse; a lower one is
@@ -104,7 +103,7 @@ class Generator:
     bucket = 16
 
     def __init__(self, recipe: Recipe, placed: Placed, params: Any, *, how: Sampling):
-        self._from_step = functools.partial(to_natural, recipe, placed)
+        self._from_step = functools.partial(recipe.to_natural, placed)
         self.params = params
         placed = placed.for_generation()
         self.placed, self.how = placed, how

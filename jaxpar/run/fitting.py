@@ -36,7 +36,6 @@ from jaxpar.train.scoring import most_in_flight
 from jaxpar.train.spikes import GoBack, Skipping, Spikes, in_turn, pairs
 from jaxpar.train.state import TrainState
 from jaxpar.train.step import Metrics, make_eval_step, make_forward, make_train_step
-from jaxpar.train.stored_layers import to_natural
 from jaxpar.tree import flatten
 
 
@@ -250,7 +249,7 @@ def _events(
         every=experiment.save_every,
         also=lambda: {"spikes": spikes.memory},
         on_error=experiment.on_save_error,
-        to_natural=functools.partial(to_natural, experiment.recipe(), session.placed),
+        to_natural=functools.partial(experiment.recipe().to_natural, session.placed),
         require_equal=replicas.require_equal,
     )
     log = Log(

@@ -19,7 +19,6 @@ from jaxpar.partition.precision import P, T, types_of
 from jaxpar.run.directory import RunDir, Step
 from jaxpar.tables import for_messages
 from jaxpar.train.state import Recipe
-from jaxpar.train.stored_layers import to_stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +93,7 @@ def open_run(
     recipe.abstract(placed.layout)
     with contextlib.closing(run_dir.checkpoints()) as checkpoints:
         params = checkpoints.restore_params(step, recipe.target(placed).params)
-        params = to_stored(recipe, placed, params)
+        params = recipe.to_stored(placed, params)
         bound = checkpoints.bound(step)
     return OpenRun(run_dir, experiment, recipe, placed, params, step, bound)
 

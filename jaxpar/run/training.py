@@ -31,7 +31,6 @@ from jaxpar.run.time_file import kept_in
 from jaxpar.train import out_of_memory
 from jaxpar.train.spikes import GoBack
 from jaxpar.train.state import TrainState
-from jaxpar.train.stored_layers import to_stored
 
 
 def train_run(
@@ -150,7 +149,7 @@ def _train_from_newest(
         with phases.doing("restore"):
             target = recipe.target(session.placed)
             state, memory = checkpoints.restore(newest, target)
-            state = to_stored(recipe, session.placed, state)
+            state = recipe.to_stored(session.placed, state)
         return fit_run(
             session, checkpoints, state, memory, steps, request, events=session.events
         )

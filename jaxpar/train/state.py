@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,11 @@ from jaxpar.optim.schedule import NEVER
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.precision import Precision
 from jaxpar.partition.sharding import use_layout
-from jaxpar.pipeline.layer_order import in_stored_order
+from jaxpar.pipeline.layer_order import in_natural_order, in_stored_order, on_devices
 from jaxpar.train.objective import Objective
 from jaxpar.tree import flatten, join, path_of, suffixes, unflatten
+
+T = TypeVar("T")
 
 
 @jax.tree_util.register_dataclass
@@ -160,6 +162,32 @@ class Recipe:
         same = path is not None and shapes[path].shape == leaf.shape
         return path if same else None
 
+    def to_stored(self, placed: Placed, tree: T) -> T:
+        """A state, parameters or gradients, with layers as devices hold them.
+
+        tree: in the natural order (jaxpar.pipeline.layer_order), placed on the devices;
+        its arrays are donated. Without a circular pipeline it is returned as it is.
+        """
+        return self._reordered(in_stored_order, placed, tree, donate=True)
+
+    def to_natural(self, placed: Placed, tree: T) -> T:
+        """The inverse of `to_stored`, but that of a circular pipeline it is a copy."""
+        return self._reordered(in_natural_order, placed, tree, donate=False)
+
+    def _reordered(self, reorder: Any, placed: Placed, tree: T, *, donate: bool) -> T:
+        layout = placed.layout
+        if layout.n_rounds == 1:
+            return tree
+        names = flatten(self.anatomy.names)
+
+        def moved(keys, x):
+            path = self.parameter_of(keys, x)
+            if path is None:
+                return x
+            return on_devices(reorder, x, names[path], layout, donate=donate)
+
+        return jax.tree_util.tree_map_with_path(moved, tree)
+
     def merge(self, anatomy: Anatomy, params: Any) -> Model:
         """The model with these parameters."""
         return cast(Model, nnx.merge(anatomy.graph, nnx.State(params)))
@@ -168,28 +196,25 @@ class Recipe:
 def create(recipe: Recipe, placed: Placed, *, seed: int) -> TrainState:
     """A state at step 0, with each shard initialised on its own device."""
     # Reading a part of it would wait for ever where memory was refused to a device.
-    return jax.block_until_ready(make_init(recipe, placed, seed=seed)())
+    state = make_init(recipe, placed, seed=seed)()
+    return jax.block_until_ready(recipe.to_stored(placed, state))
 
 
 def make_init(recipe: Recipe, placed: Placed, *, seed: int) -> Callable[[], TrainState]:
     """A jitted function that returns a state at step 0.
 
     The initial parameters are the same on every layout: threefry draws by the index of
-    an element in the whole array. Layers stand in the order of the devices.
+    an element in the whole array. Layers stand in their natural order: changed in this
+    program, it would be fused, and rounded, in another way.
     """
-    target, names = recipe.target(placed), flatten(recipe.anatomy.names)
+    target = recipe.target(placed)
     optimizer = recipe.optimizer(recipe.anatomy)
 
     def init() -> TrainState:
         with use_layout(placed, recipe.precision):
             model = recipe.model.build(nnx.Rngs(params=jax.random.key(seed)))
             params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-            params = unflatten(  # Makes keys that are numbers text.
-                {
-                    path: in_stored_order(w, names[path], placed.layout)
-                    for path, w in flatten(params).items()
-                }
-            )
+            params = unflatten(flatten(params))  # Makes keys that are numbers text.
             opt_state = optimizer.init(params)
         return TrainState(jnp.int32(0), params, opt_state, jnp.int32(NEVER))
 

@@ -25,7 +25,6 @@ from jaxpar.train.gradients import make_gradients
 from jaxpar.train.objective import Batch, Objective, Sums
 from jaxpar.train.state import Anatomy, Recipe, TrainState, make_init
 from jaxpar.train.step import make_eval_step, per_weight
-from jaxpar.train.stored_layers import to_natural, to_stored
 from jaxpar.verify.compiling import CompiledAhead
 from jaxpar.verify.packed_rows import Packed
 
@@ -79,14 +78,14 @@ class Computed:
 
     @once
     def init_program(self) -> CompiledAhead:
-        """() -> the state at step 0."""
+        """() -> the state at step 0, its layers in their natural order."""
         init = make_init(self.recipe, self.placed, seed=self.experiment.seed)
         return CompiledAhead(init)
 
     @once
     def state(self) -> TrainState:
         """The state at step 0, of this layout's own making."""
-        return self.init_program()
+        return self.recipe.to_stored(self.placed, self.init_program())
 
     @once
     def params(self) -> Any:
@@ -158,7 +157,7 @@ class Computed:
 
     def _taken(self, params: Any) -> Any:
         """One device's parameters, or gradients, as this layout stores them."""
-        return to_stored(self.recipe, self.placed, _put(params, self.target.params))
+        return self.recipe.to_stored(self.placed, _put(params, self.target.params))
 
     def _updated(self, grads: Any, weight: Any) -> tuple[Any, Any]:
         weight = self._scalar(weight)
@@ -221,7 +220,7 @@ class Computed:
     @once
     def _to_generate(self) -> tuple[Placed, Any]:
         placed = self.placed.for_generation()
-        params = to_natural(self.recipe, self.placed, self.params)
+        params = self.recipe.to_natural(self.placed, self.params)
         return placed, _put(params, self.recipe.target(placed).params)
 
 

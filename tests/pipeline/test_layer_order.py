@@ -26,7 +26,6 @@ from jaxpar.pipeline.layer_order import (
 from jaxpar.run.directory import RunDir
 from jaxpar.train.state import create
 from jaxpar.train.step import make_train_step
-from jaxpar.train.stored_layers import to_natural, to_stored
 from tests.pipeline.test_stages import batch_of, experiment, params_of, placed_on
 
 CIRCULAR = "stage=2x2,data=2"
@@ -63,8 +62,8 @@ def test_a_stage_holds_the_chunks_of_its_rounds_one_after_another():
 def test_without_rounds_nothing_is_done(text):
     recipe, placed = experiment(text).recipe(), place(text)
     state = create(recipe, placed, seed=0)
-    assert to_stored(recipe, placed, state) is state
-    assert to_natural(recipe, placed, state) is state
+    assert recipe.to_stored(placed, state) is state
+    assert recipe.to_natural(placed, state) is state
     layout, x = placed.layout.for_generation(), np.arange(4)
     assert in_stored_order(x, ("layers",), layout) is x
 
@@ -110,7 +109,7 @@ def test_a_state_goes_from_a_circular_pipeline_to_another_layout_and_back(
         checkpoints.close()
         return Checkpoints(tmp_path / name, read_only=True)
 
-    first = saved("first", to_natural(recipe, placed, state))
+    first = saved("first", recipe.to_natural(placed, state))
     elsewhere, _ = first.restore(1, recipe.target(other))
     changed = [
         path
@@ -124,9 +123,9 @@ def test_a_state_goes_from_a_circular_pipeline_to_another_layout_and_back(
     # Parameters and moments of the stack, and nothing else.
     assert changed and all("layers" in jax.tree_util.keystr(path) for path in changed)
     assert any("opt_state" in jax.tree_util.keystr(path) for path in changed)
-    second = saved("second", to_natural(recipe, other, elsewhere))
+    second = saved("second", recipe.to_natural(other, elsewhere))
     again, _ = second.restore(1, recipe.target(placed))
-    assert_same_bits(to_stored(recipe, placed, again), before)
+    assert_same_bits(recipe.to_stored(placed, again), before)
 
 
 @pytest.fixture(scope="module")
@@ -191,5 +190,5 @@ def test_a_fine_tune_on_a_circular_pipeline_starts_from_what_was_learned(trained
     )  # fmt: skip
     tune = tune.with_model_of(lambda: base)
     state = finetune.start_from(tune, RunDir(folder), base, placed, 1)
-    natural = to_natural(tune.recipe(), placed, state.params)
+    natural = tune.recipe().to_natural(placed, state.params)
     assert_same_bits(natural, params_of(folder).params)

@@ -5,6 +5,7 @@ without it, serves them all.
 """
 
 import contextlib
+import functools
 import json
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from jaxpar.partition.sharding import current_context, gather
 from jaxpar.pipeline import stages
 from jaxpar.train import loss, objective
 from jaxpar.verify import Reference, assert_same
+from jaxpar.verify.computed import Computed
 from jaxpar.verify.parts import PARTS, TOKENS
 from jaxpar.verify.prove import prove
 from tests.verify.conftest import before_bugs, run_of
@@ -338,12 +340,39 @@ def staged():
     return before_bugs(run_of(model, batch_size=16, seq_len=16, microbatches=4))
 
 
+@pytest.mark.parametrize("layout", ["stage=4", "stage=2x2"])
 @pytest.mark.parametrize("name", IN_A_PIPELINE)
-def test_a_bug_in_a_pipeline_is_found_in_its_first_layer(name, staged, monkeypatch):
+def test_a_bug_in_a_pipeline_is_found_in_its_first_layer(
+    name, layout, staged, monkeypatch
+):
     monkeypatch.setattr(stages, name, IN_A_PIPELINE[name])
-    first = prove(staged, "stage=4").first
+    first = prove(staged, layout).first
     assert first is not None
     assert (first.where, first.layer, first.axis) == ("forward", 0, "stage")
+
+
+def test_a_wrong_gradient_in_a_circular_pipeline_has_its_layer_and_stage(
+    staged, monkeypatch
+):
+    """The layers of stage 1 are 1 and 3: its gradients of the former are doubled."""
+    gradients = Computed.gradients.func
+
+    def wrong(computed):
+        grads, sums = gradients(computed)
+        if computed.layout.n_rounds > 1:
+            w = grads["layers"]["mlp"]["w_up"]
+            with jax.enable_x64(True):
+                w = w.at[2].mul(2, out_sharding=w.sharding)
+            grads["layers"]["mlp"]["w_up"] = w
+        return grads, sums
+
+    changed = functools.cached_property(wrong)
+    changed.__set_name__(Computed, "gradients")
+    monkeypatch.setattr(Computed, "gradients", changed)
+    first = prove(staged, "stage=2x2,data=2").first
+    assert first is not None
+    assert (first.where, first.name) == ("backward", "layers/mlp/w_up")
+    assert (first.layer, first.shard) == (1, None)
 
 
 def test_a_bug_in_ones_own_file_is_found_by_the_command(capsys):

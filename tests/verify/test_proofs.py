@@ -34,6 +34,9 @@ LAYOUTS = (
     "stage=2,data=2,tensor=2+sp",
     "stage=2,ring=2,tensor=2",
     "stage=2,ulysses=4",
+    "stage=2x2,data=4",
+    "stage=4x2,tensor=2",
+    "stage=2x2,ring=2,tensor=2",
 )
 # The others run with `pytest -m slow tests/verify`.
 EVERYDAY = {
@@ -42,6 +45,7 @@ EVERYDAY = {
     ("llama", "zero1=8"),
     ("llama", "data=2,ulysses=4"),
     ("gpt", "stage=2,data=2,tensor=2+sp"),
+    ("llama", "stage=2x2,data=4"),
 }
 LAYOUTS_OF_ROWS = (
     "data=8",
