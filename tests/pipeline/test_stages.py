@@ -326,6 +326,10 @@ def test_rounds_send_more_activations_and_nothing_else():
             (x.kind, x.axes, x.dtype, x.sent, x.times) for x in others
         )
     assert sent["stage=2,data=2"] == sent["stage=2x2,data=2"]
+    # Places of tokens, and the gradients of what is outside the stack.
+    assert {
+        (kind, dtype) for kind, axes, dtype, *_ in sent[layout] if "stage" in axes
+    } == {("all-gather", "s32"), ("all-reduce", "f32")}
     activations = 2 * 32 * 16 * 4  # 2 rows of a microbatch, in float32.
     for found in permuted.values():
         assert {(x.axes, x.dtype, x.sent) for x in found} == {
