@@ -122,7 +122,7 @@ class Experiment(abc.ABC):
           UserError: names the nearest legal sizes.
         """
         layout.token_numbers(self.data.seq_len)
-        self._check_stages(layout.n_stages)
+        self._check_stages(layout.n_stages, layout.n_rounds)
         rows, pieces = self.data.batch_size, layout.batch_divisor // layout.n_stages
         n = layout.microbatches(self.microbatches, rows)
         divisor = pieces * n
@@ -136,15 +136,19 @@ class Experiment(abc.ABC):
         if self.exact:
             check_exact(layout, self.exact, self.microbatches, rows)
 
-    def _check_stages(self, n_stages: int) -> None:
-        """Refuses stages that do not divide the layers of a usual model."""
-        n = getattr(self.model, "n_layers", n_stages)
-        if n % n_stages:
+    def _check_stages(self, S: int, R: int) -> None:
+        """Refuses S stages of R rounds that do not divide a usual model's layers."""
+        n = getattr(self.model, "n_layers", S * R)
+        if n % (S * R):
             legal = [f"stage={d}" for d in range(2, n + 1) if n % d == 0]
-            below = n - n % n_stages
-            sizes = f"{below} or {below + n_stages}" if below else f"{n_stages}"
+            if R > 1:
+                most = range(2, n // S + 1)
+                legal = [f"stage={S}x{d}" for d in most if n % (S * d) == 0] + legal
+            below = n - n % (S * R)
+            sizes = f"{below} or {below + S * R}" if below else f"{S * R}"
+            word = f"stage={S}x{R}" if R > 1 else f"stage={S}"
             raise UserError(
-                f"stage={n_stages} does not divide the model's {n} layers; write "
+                f"{word} does not divide the model's {n} layers; write "
                 f"{' or '.join([*legal, f'model.n_layers={sizes}'])}."
             )
 

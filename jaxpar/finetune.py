@@ -35,7 +35,8 @@ from jaxpar.run.own_events import OwnEvents
 from jaxpar.run.placing import place, simulate_for
 from jaxpar.run.session import require_agreement
 from jaxpar.run.training import train_run
-from jaxpar.train.state import TrainState, create, stored_params, with_params
+from jaxpar.train.source_shapes import stored_params
+from jaxpar.train.state import TrainState, create, with_params
 
 
 @in_its_types
@@ -153,6 +154,7 @@ def start_from(
         learned = checkpoints.restore_params(step, target)
         tokenizer_of(source, step, checkpoints.bound(step))
     fresh = create(recipe, placed, seed=experiment.seed).params
+    fresh = recipe.to_natural(placed, fresh)
     learned, keep_fresh = source_params(experiment, learned, fresh)
     params = adopt(
         fresh,
@@ -160,4 +162,4 @@ def start_from(
         keep_fresh=keep_fresh,
         vocabulary=vocabulary_of(experiment, base),
     )
-    return with_params(recipe, placed, params)
+    return with_params(recipe, placed, recipe.to_stored(placed, params))

@@ -23,7 +23,7 @@ LEVELS = (
     {"tokens"},
     {"files"},
     {"partition", "sources"},
-    {"guard"},
+    {"guard", "pipeline"},
     {"nn", "data", "optim", "metrics", "checkpoint"},
     {"experts"},
     {"models"},

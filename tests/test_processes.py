@@ -277,10 +277,12 @@ def test_one_process_agrees_with_itself():
 
 
 @pytest.mark.slow
-def test_a_pipeline_over_two_processes_is_resumed_by_one(tmp_path):
+@pytest.mark.parametrize("layout", ["stage=2,data=4", "stage=2x2,data=4"])
+def test_a_pipeline_over_two_processes_is_resumed_by_one(layout, tmp_path):
     """Each process has a stage; the devices of one go on with both."""
-    layout, model = "stage=2,data=4", dataclasses.replace(RUN.model, n_layers=2)
-    words = "--model.n-layers=2", f"--layout={layout}"
+    n = 2 * Layout.parse(layout).n_rounds
+    model = dataclasses.replace(RUN.model, n_layers=n)
+    words = f"--model.n-layers={n}", f"--layout={layout}"
     parted = tmp_path / "parted"
     assert pretrain_with(2, tmp_path, parted, *words, "--num-steps=3") == [0, 0]
     run = dataclasses.replace(RUN, model=model, layout=Layout.parse(layout))

@@ -24,7 +24,7 @@ much again to bring them together. What a layout has to send:
   in both passes. With remat=full the forward part twice.
 
 * *stages*, in the type of the computation: each microbatch's activations over each of
-  the S - 1 borders between S stages, and their gradients back.
+  the R x S - 1 borders between the chunks of S stages, and their gradients back.
 
 * *experts*, in the type of the computation: of each token's choices those that other
   devices have, there and back in each pass; with remat=full the forward part twice.
@@ -107,9 +107,9 @@ def _of_tensor(recipe: Recipe, layout: Layout, tokens: float) -> float:
 
 
 def _of_stages(recipe: Recipe, layout: Layout, tokens: float) -> float:
-    # The stages share the tokens, which each pass all borders.
+    # The stages share the tokens, which each pass all borders, in all rounds.
     width = _decoder(recipe).d_embed * jnp.dtype(recipe.precision.compute).itemsize
-    return 2 * (layout.n_stages - 1) * tokens * width
+    return 2 * (layout.n_stages * layout.n_rounds - 1) * tokens * width
 
 
 def _of_experts(recipe: Recipe, layout: Layout, tokens: float) -> float:

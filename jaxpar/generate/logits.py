@@ -42,12 +42,14 @@ def logits_of(
 ) -> Float[np.ndarray, "B T V"]:
     """Logits for rows of token ids [B, T], each of which is one document.
 
-    V is the vocabulary without padding. The batch must be divisible by the layout.
+    params: as a step on `placed` has them. V is the vocabulary without padding. The
+    batch must be divisible by the layout.
 
     Raises:
       UserError: an id is not in the vocabulary.
     """
     require_in_vocabulary(tokens, recipe.model.vocab_size)
+    params = recipe.to_natural(placed, params)
     anatomy, placed = recipe.anatomy, placed.for_generation()
 
     def forward(params: Any, tokens: Int[Array, "B T"], where: Places) -> jax.Array:

@@ -1,6 +1,7 @@
 """Decoding: sampling tokens with a sharded key/value cache (prefill, then decode)."""
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -95,13 +96,17 @@ class Generator:
 
     They compile once for each batch size and length of the cache. Lengths are rounded
     up to multiples of `bucket`, so that prompts of similar lengths share a program.
+
+    params: as a step on `placed` has them; they can be set again.
     """
 
     bucket = 16
 
     def __init__(self, recipe: Recipe, placed: Placed, params: Any, *, how: Sampling):
+        self._from_step = functools.partial(recipe.to_natural, placed)
+        self.params = params
         placed = placed.for_generation()
-        self.placed, self.params, self.how = placed, params, how
+        self.placed, self.how = placed, how
         self.limit = recipe.model.max_positions
         self.vocab_size = recipe.model.vocab_size
         anatomy = recipe.anatomy
@@ -134,6 +139,15 @@ class Generator:
         self._decode = jax.jit(with_model(decode), donate_argnums=1)
         self._recompute = jax.jit(with_model(recompute))
         self.has_cache = recipe.model.has_cache
+
+    @property
+    def params(self) -> Any:
+        """The model's parameters, their layers in natural order."""
+        return self._params
+
+    @params.setter
+    def params(self, params: Any) -> None:
+        self._params = self._from_step(params)
 
     def __call__(
         self,

@@ -8,9 +8,13 @@ import numpy as np
 from jaxpar.look import figures
 from jaxpar.look.figures import COLORS, INK, PAPER
 from jaxpar.partition.layout import Layout
+from jaxpar.pipeline.layer_order import layer_order
+from jaxpar.pipeline.ticks import Schedule
 from jaxpar.tables import size_of
 
 MOST_PANELS, COLUMNS = 16, 4
+LIGHT = (0.299, 0.587, 0.114)
+"""How light red, green and blue look."""
 MOST_LABELS, MOST_CELLS = 8, 64
 """Devices up to which each has a label (the indices that it holds), or a border."""
 
@@ -90,15 +94,23 @@ def _panel(panel: Any, row: Any, layout: Layout, first: bool) -> None:
     if grid.size <= MOST_LABELS:
         for at, number in np.ndenumerate(grid):
             ink = "white" if dark[order[at]] else INK
-            text = _range(row.piece, ways, int(number))
+            text = _range(row, ways, int(number), layout)
             style = {"ha": "center", "va": "center", "rotation": 90 * (width > 4)}
             panel.text(*at[::-1], text, color=ink, fontsize=6, **style)
 
 
-def _range(piece: tuple[int, ...], ways: list[int], number: int) -> str:
+def _range(row: Any, ways: list[int], number: int, layout: Layout) -> str:
     """The indices that a piece has along each dimension that is split."""
-    places = zip(np.unravel_index(number, ways), piece, ways, strict=True)
-    ranges = [f"{i * size}:{(i + 1) * size}" for i, size, n in places if n > 1]
+    ranges = []
+    places = zip(row.axes, row.shape, np.unravel_index(number, ways), ways, strict=True)
+    for name, size, place, n in places:
+        if n > 1:
+            held = layer_order(layout, size) if name == "layers" else np.arange(size)
+            held = np.split(held, n)[place]
+            # One range for each round of a pipeline.
+            cuts = np.flatnonzero(np.diff(held) != 1) + 1
+            parts = np.split(held, cuts)
+            ranges.append(" ".join(f"{part[0]}:{part[-1] + 1}" for part in parts))
     return "\n".join(ranges) or "all"
 
 
@@ -111,20 +123,29 @@ def _colors(n: int) -> tuple[np.ndarray, list[bool]]:
         found = np.array([to_rgb(color) for color in COLORS[:n]])
     else:
         found = matplotlib.colormaps["cividis"](np.linspace(0, 1, n))[:, :3]
-    return found, [bool(x) for x in found @ (0.299, 0.587, 0.114) < 0.5]
+    return found, [bool(x) for x in found @ LIGHT < 0.5]
 
 
-def clock(n_stages: int, microbatches: int) -> np.ndarray:
-    """The microbatch that each stage computes in each tick, or -1: [stages, ticks]."""
-    ticks = np.arange(microbatches + n_stages - 1)
-    numbers = ticks - np.arange(n_stages)[:, None]
-    return np.where((numbers >= 0) & (numbers < microbatches), numbers, -1)
+def clock(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
+    """What each stage computes in each tick: microbatches and rounds [stages, ticks].
+
+    -1 in the bubble.
+    """
+    turns = np.arange(schedule.n_ticks) - np.arange(schedule.n_stages)[:, None]
+    counts = (turns >= 0) & (turns < schedule.n_turns)
+    numbers = schedule.microbatch_of(turns), schedule.round_of(turns)
+    microbatches, rounds = (np.where(counts, each, -1) for each in numbers)
+    return microbatches, rounds
 
 
 def _clock(panel: Any, table: Any) -> None:
-    numbers = clock(table.layout.n_stages, table.microbatches)
-    colors, dark = _colors(table.microbatches)
-    cells = np.where(numbers[..., None] >= 0, colors[numbers], 1.0)
+    schedule = table.schedule
+    numbers, rounds = clock(schedule)
+    colors, _ = _colors(table.microbatches)
+    # Each round is paler than the one before it.
+    strength = 1 - rounds[..., None] / (1.5 * schedule.n_rounds)
+    cells = 1 - (1 - colors[numbers]) * strength
+    cells = np.where(numbers[..., None] >= 0, cells, 1.0)
     panel.imshow(cells, aspect="auto", interpolation="nearest")
     figures.plain(panel, frame=())
     panel.set(xticks=[], yticks=[])
@@ -132,12 +153,15 @@ def _clock(panel: Any, table: Any) -> None:
     panel.set_xlabel("tick →", color=INK, fontsize=7.5, labelpad=1)
     for at, number in np.ndenumerate(numbers):
         if number >= 0 and numbers.size <= MOST_CELLS * 4:
-            ink = "white" if dark[number] else INK
+            ink = "white" if cells[at] @ LIGHT < 0.5 else INK
             panel.text(*at[::-1], str(number), color=ink, fontsize=6, ha="center",
                        va="center")  # fmt: skip
+    R = schedule.n_rounds
+    rounds_said = f" in {R} rounds, each paler than the last" if R > 1 else ""
     panel.set_title(
-        f"Forward passes of {table.microbatches} microbatches, then the backward ones "
-        f"in reverse; white is the bubble, {table.bubble:.0%} of all ticks",
+        f"Forward passes of {table.microbatches} microbatches{rounds_said}, then the "
+        f"backward ones in reverse; white is the bubble, {table.bubble:.0%} of all "
+        "ticks",
         color=INK, fontsize=9,
     )  # fmt: skip
 

@@ -13,8 +13,8 @@ from jaxpar.look.activations import activation_bytes
 from jaxpar.models.base import ModelConfig
 from jaxpar.models.describe import describe, fields_of
 from jaxpar.partition.layout import DATA_WORDS, Layout, as_layout
-from jaxpar.partition.pipeline import Schedule
 from jaxpar.partition.precision import in_its_types
+from jaxpar.pipeline.ticks import Schedule
 from jaxpar.run.directory import RunDir
 from jaxpar.run.placing import layout_for
 from jaxpar.tables import Cells, Grid, Report, size_of
@@ -94,10 +94,15 @@ class Table(Report):
     active: int = 0
 
     @property
+    def schedule(self) -> Schedule:
+        """The pipeline's; of one stage, where there is none."""
+        S = self.layout.n_stages
+        return Schedule(S, self.microbatches // S, self.layout.n_rounds)
+
+    @property
     def bubble(self) -> float:
         """The part of a step's ticks in which a stage has nothing to do."""
-        S = self.layout.n_stages
-        return Schedule(S, self.microbatches // S).bubble if S > 1 else 0.0
+        return self.schedule.bubble
 
     @property
     def bytes(self) -> int:
@@ -147,12 +152,14 @@ class Table(Report):
         return f", {self.active:,} of them for each token" if few else ""
 
     def _pipeline(self) -> list[str]:
-        S, M = self.layout.n_stages, self.microbatches
+        S, R = self.layout.n_stages, self.layout.n_rounds
         if S == 1:
             return []
+        rounds = f" of {R} rounds" if R > 1 else ""
         return [
-            f"Pipeline: {S} stages, {M} microbatches in {M + S - 1} ticks; in "
-            f"{self.bubble:.0%} of them a stage has nothing to do (the bubble)"
+            f"Pipeline: {S} stages{rounds}, {self.microbatches} microbatches in "
+            f"{self.schedule.n_ticks} ticks; in {self.bubble:.0%} of them a stage has "
+            "nothing to do (the bubble)"
         ]
 
     def plot(self, path: str | Path | None = None) -> Any:

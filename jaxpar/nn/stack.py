@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from jaxpar.errors import UserError
 from jaxpar.partition.notes import recorded, recording
-from jaxpar.partition.pipeline import stages
 from jaxpar.partition.sharding import current_context, recomputed
+from jaxpar.pipeline.stages import stages
 
 LAYERS = "layers/"
 """What the names of notes begin with whose values are stacked by layers."""
@@ -113,12 +113,15 @@ def scan(
     names: list[str] = []
     if notes is not None:
         block = _with_notes(block, names)
-    again = contextlib.nullcontext()
-    if remat != "none":
-        block = jax.checkpoint(block, policy=policy(remat), prevent_cse=False)
-        again = recomputed()
-    with again:
-        x, aux = stages(block, (weights, carried), x, *per_row)
+    keeps_all = remat == "none"
+    with contextlib.nullcontext() if keeps_all else recomputed():
+        x, aux = stages(
+            block,
+            (weights, carried),
+            x,
+            *per_row,
+            remat=None if keeps_all else policy(remat),
+        )
     if notes is not None:
         aux, values = aux
         for name, value in zip(names, values, strict=True):

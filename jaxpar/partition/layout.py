@@ -45,6 +45,9 @@ class Layout(Spelled):
     """How activations, and parameters while they are used, are split in the model."""
     attention: str = ""
     """How queries reach keys elsewhere: one of CONTEXT_WORDS; "" where seq is whole."""
+    n_rounds: int = 1
+    """How often the pipeline goes round its stages; each holds as many chunks of layers
+    (see jaxpar.pipeline.layer_order)."""
 
     @classmethod
     def parse(cls, text: str) -> "Layout":
@@ -113,7 +116,9 @@ class Layout(Spelled):
             self.computed, batch=self.computed.batch + seq_axes, seq=()
         )
         stored = dataclasses.replace(self.stored, layers=())
-        return dataclasses.replace(self, stored=stored, computed=computed, attention="")
+        return dataclasses.replace(
+            self, stored=stored, computed=computed, attention="", n_rounds=1
+        )
 
     def token_numbers(self, length: int) -> np.ndarray:
         """The number of the token at each place of a row, [length].
@@ -205,6 +210,7 @@ class Layout(Spelled):
             raise UserError(f"{path}: shape {shape} does not have the axes {names}.")
         for size, name, dim in zip(shape, names, self.split(names, which), strict=True):
             pieces = math.prod(self.sizes[axis] for axis in dim)
+            pieces *= self.n_rounds if STAGE in dim and name == "layers" else 1
             if size % pieces:
                 below = size - size % pieces
                 nearest = f"{below} or {below + pieces}" if below else f"{pieces}"
@@ -271,9 +277,10 @@ def _build(words: dict[str, str]) -> Layout:
     data_word = word_above_1(DATA_WORDS) or "data"
     attention = word_above_1(CONTEXT_WORDS)
     tensor, _, sequence_parallel = words.get("tensor", "1").partition("+")
+    n_stages, _, n_rounds = words.get(STAGE, "1").partition("x")
     sizes = {
         "replica": int(words.get("replica", 1)),
-        STAGE: int(words.get(STAGE, 1)),
+        STAGE: int(n_stages),
         "data": int(words.get(data_word, 1)),
         "context": int(words.get(attention, 1)),
         EXPERT: int(words.get(EXPERT, 1)),
@@ -286,6 +293,8 @@ def _build(words: dict[str, str]) -> Layout:
         {"data": data_word, "context": attention}.get(axis, axis): str(n)
         for axis, n in sizes.items()
     }
+    if int(n_rounds or 1) > 1:
+        spelled[STAGE] += f"x{int(n_rounds)}"
     seq: Rule = ("context",)
     if sequence_parallel and "tensor" in sizes:
         spelled["tensor"] += "+sp"
@@ -304,4 +313,5 @@ def _build(words: dict[str, str]) -> Layout:
         optimizer=whole if data_word == "data" else sliced,
         computed=Rules(batch=("replica", STAGE, "data", EXPERT), seq=seq, **split),
         attention=attention,
+        n_rounds=int(n_rounds or 1),
     )

@@ -1,7 +1,5 @@
 """The words of a layout's text, such as fsdp=4,tensor=2, and what they may say."""
 
-import re
-
 from jaxpar.errors import UserError
 
 DATA_WORDS = ("data", "zero1", "fsdp")
@@ -28,15 +26,14 @@ def words_of(text: str) -> dict[str, str]:
         if word in words:
             raise UserError(f"Layout {text!r} names {word!r} twice.")
         size = value.removesuffix("+sp") if word == "tensor" else value
-        rounds = re.fullmatch(r"(\d+)x(\d+)", size)
-        if word == STAGE and rounds:
-            most = int(rounds[1]) * int(rounds[2])
-            raise UserError(
-                f"Layout {text!r}: circular pipelines are not built yet; write "
-                f"{STAGE}={rounds[1]} or {STAGE}={most}."
-            )
-        if not size.isdigit() or int(size) < 1:
+        sizes = size.split("x") if word == STAGE else [size]
+        if len(sizes) > 2 or not all(n.isdigit() and int(n) > 0 for n in sizes):
             raise UserError(f"Layout {text!r}: {word}={value!r} is no positive size.")
+        if len(sizes) > 1 and int(sizes[0]) == 1:
+            raise UserError(
+                f"Layout {text!r}: rounds go round two stages or more; write "
+                f"{STAGE}=2x{sizes[1]}, or leave {part} out."
+            )
         words[word] = value
     for group in (DATA_WORDS, CONTEXT_WORDS):
         if sum(word in words for word in group) > 1:

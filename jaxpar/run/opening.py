@@ -30,6 +30,7 @@ class OpenRun:
     recipe: Recipe
     placed: Placed
     params: Any
+    """Their layers in the order of the devices of `placed`."""
     step: int
     bound: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """The hashes that the step was saved with."""
@@ -92,6 +93,7 @@ def open_run(
     recipe.abstract(placed.layout)
     with contextlib.closing(run_dir.checkpoints()) as checkpoints:
         params = checkpoints.restore_params(step, recipe.target(placed).params)
+        params = recipe.to_stored(placed, params)
         bound = checkpoints.bound(step)
     return OpenRun(run_dir, experiment, recipe, placed, params, step, bound)
 

@@ -23,6 +23,7 @@ class Save:
     """Saves on schedule, where the run is stopped, at the best evaluation, and last.
 
     also: what the checkpoint's memory has to hold besides the stopping rule's.
+    to_natural: puts a state's layers into the order in which checkpoints hold them.
     require_equal: compares the copies of a state on several devices before it is saved.
     on_error: "stop" ends the run at a save that fails; "go_on" says so and tries again
     at the next one, but a failure of the run's last save is an error.
@@ -36,10 +37,12 @@ class Save:
         every: int,
         also: Callable[[], Memory] = dict,
         on_error: OnSaveError = "stop",
+        to_natural: Callable[[TrainState], TrainState] = lambda state: state,
         require_equal: Callable[[int, TrainState], None] = lambda step, state: None,
     ):
         self._checkpoints, self._decide, self._every = checkpoints, decide, every
         self._also, self._require_equal = also, require_equal
+        self._to_natural = to_natural
         self._first_nonfinite = make_finder()
         # The others wait in Orbax for a process whose save failed.
         self._goes_on = on_error == "go_on" and cluster.count() == 1
@@ -87,6 +90,7 @@ class Save:
         self._require_equal(step, state)
         is_best = history.best_at == step
         memory = {**self._decide.memory, **self._also()}
+        state = self._to_natural(state)
         self._checkpoints.save(step, state, memory=memory, best=is_best)
         self.saved = step
         self._best = step if is_best else self._best

@@ -145,9 +145,11 @@ def _train_from_newest(
             why = f"nothing left to do: {why}"
             return outcome_of(session, newest, why, memory, interrupted=False)
         cluster.print_once(f"Resuming {run_dir.path} at step {newest}.")
-        target = experiment.recipe().target(session.placed)
+        recipe = experiment.recipe()
         with phases.doing("restore"):
+            target = recipe.target(session.placed)
             state, memory = checkpoints.restore(newest, target)
+            state = recipe.to_stored(session.placed, state)
         return fit_run(
             session, checkpoints, state, memory, steps, request, events=session.events
         )

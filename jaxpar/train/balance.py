@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxpar.partition.sharding import current_context
+from jaxpar.pipeline.layer_order import in_stored_order
 from jaxpar.tree import flatten, unflatten
 
 BIAS = "router_bias"
@@ -34,6 +36,10 @@ def with_moved_biases(
             mean = jnp.sum(load, axis=-1, keepdims=True)
             # Compared as whole numbers, so that no rounding decides.
             below = jnp.sign(mean - load * load.shape[-1])
+            if (layout := current_context().layout) is not None:
+                # Reports have the layers of a stack in order; devices may not.
+                names = ("layers", None)[-load.ndim :]
+                below = in_stored_order(below, names, layout)
             flat[path] = rate * below.astype(flat[path].dtype)
     return unflatten(flat)
 

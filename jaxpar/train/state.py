@@ -2,9 +2,8 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +22,11 @@ from jaxpar.optim.schedule import NEVER
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.precision import Precision
 from jaxpar.partition.sharding import use_layout
+from jaxpar.pipeline.layer_order import in_natural_order, in_stored_order, on_devices
 from jaxpar.train.objective import Objective
 from jaxpar.tree import flatten, join, path_of, suffixes, unflatten
+
+T = TypeVar("T")
 
 
 @jax.tree_util.register_dataclass
@@ -162,16 +164,43 @@ class Recipe:
 
         return jax.tree_util.tree_map_with_path(place, self.abstract(placed.layout))
 
-    def parameter_of(self, keys: tuple, leaf: jax.ShapeDtypeStruct) -> str | None:
+    def parameter_of(self, keys: tuple, leaf: Any) -> str | None:
         """The path of the parameter that a leaf of the state is, or is a moment of.
 
-        keys: JAX's key path of the leaf. None where it belongs to no parameter.
+        keys: JAX's key path of the leaf, an array or its shape. None where it belongs
+        to no parameter.
         """
         shapes = flatten(self.anatomy.shapes)
         inside = path_of(k for k in keys if isinstance(k, jax.tree_util.DictKey))
         path = next((p for p in suffixes(inside) if p in shapes), None)
         same = path is not None and shapes[path].shape == leaf.shape
         return path if same else None
+
+    def to_stored(self, placed: Placed, tree: T) -> T:
+        """A state, parameters or gradients, with layers as devices hold them.
+
+        tree: in the natural order (jaxpar.pipeline.layer_order), placed on the devices;
+        its arrays are donated. Without a circular pipeline it is returned as it is.
+        """
+        return self._reordered(in_stored_order, placed, tree, donate=True)
+
+    def to_natural(self, placed: Placed, tree: T) -> T:
+        """The inverse of `to_stored`, but that of a circular pipeline it is a copy."""
+        return self._reordered(in_natural_order, placed, tree, donate=False)
+
+    def _reordered(self, reorder: Any, placed: Placed, tree: T, *, donate: bool) -> T:
+        layout = placed.layout
+        if layout.n_rounds == 1:
+            return tree
+        names = flatten(self.anatomy.names)
+
+        def moved(keys, x):
+            path = self.parameter_of(keys, x)
+            if path is None:
+                return x
+            return on_devices(reorder, x, names[path], layout, donate=donate)
+
+        return jax.tree_util.tree_map_with_path(moved, tree)
 
     def merge(self, anatomy: Anatomy, params: Any) -> Model:
         """The model with these parameters."""
@@ -181,14 +210,16 @@ class Recipe:
 def create(recipe: Recipe, placed: Placed, *, seed: int) -> TrainState:
     """A state at step 0, with each shard initialised on its own device."""
     # Reading a part of it would wait for ever where memory was refused to a device.
-    return jax.block_until_ready(make_init(recipe, placed, seed=seed)())
+    state = make_init(recipe, placed, seed=seed)()
+    return jax.block_until_ready(recipe.to_stored(placed, state))
 
 
 def make_init(recipe: Recipe, placed: Placed, *, seed: int) -> Callable[[], TrainState]:
     """A jitted function that returns a state at step 0.
 
     The initial parameters are the same on every layout: threefry draws by the index of
-    an element in the whole array.
+    an element in the whole array. Layers stand in their natural order: changed in this
+    program, it would be fused, and rounded, in another way.
     """
     target = recipe.target(placed)
     optimizer = recipe.optimizer(recipe.anatomy)
@@ -206,36 +237,13 @@ def make_init(recipe: Recipe, placed: Placed, *, seed: int) -> Callable[[], Trai
 
 
 def with_params(recipe: Recipe, placed: Placed, params: Any) -> TrainState:
-    """A state at step 0 with given parameters, such as those of another run."""
+    """A state at step 0 with given parameters, such as those of another run.
+
+    params: their layers in the order of the devices.
+    """
     target = recipe.target(placed)
     optimizer = recipe.optimizer(recipe.anatomy)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target.opt_state)
     init: Callable = jax.jit(optimizer.init, out_shardings=shardings)
     step, never = jax.device_put((jnp.int32(0), jnp.int32(NEVER)), placed.replicated)
     return TrainState(step, params, init(params), never)
-
-
-def stored_params(recipe: Recipe, placed: Placed) -> Any:
-    """Shapes of a source's parameters, split as far as their sizes allow.
-
-    Its vocabulary need not be divisible here, where a larger one is: such an axis is
-    not split until it has grown.
-    """
-    names = flatten(recipe.anatomy.names)
-
-    def place(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        kept = tuple(
-            name if _divides(placed, name, size) else None
-            for name, size in zip(names[path], leaf.shape, strict=True)
-        )
-        sharding = placed.sharding(kept, "stored")
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    shapes = flatten(recipe.anatomy.shapes)
-    return unflatten({path: place(path, leaf) for path, leaf in shapes.items()})
-
-
-def _divides(placed: Placed, name: str | None, size: int) -> bool:
-    """Whether an axis of this size can be split as its name says."""
-    (axes,) = placed.layout.split([name], "stored")
-    return size % math.prod(placed.layout.sizes[axis] for axis in axes) == 0

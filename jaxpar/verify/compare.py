@@ -12,6 +12,8 @@ from jaxpar.errors import UserError
 from jaxpar.experiment import Experiment
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.precision import Precision
+from jaxpar.pipeline.layer_order import in_stored_order
+from jaxpar.tree import flatten
 from jaxpar.verify.computed import Computed
 from jaxpar.verify.packed_rows import Packed
 from jaxpar.verify.parts import END_TO_END, LOGITS, PARTS, TOKENS, Part
@@ -26,6 +28,8 @@ if the leaf is smaller."""
 FACTOR = 4.0
 """How many times one device's own rounding error a layout may have: 1.9 is the most
 that was seen, of bfloat16 and float32, on tensor=8 and fsdp=8."""
+OF_PARAMETERS = ("init", "gradient", "bias", "update", "state", "end-to-end")
+"""The kinds of what is compared that have the axes of parameters."""
 FLOAT64 = Precision(params="float64", compute="float64", reduce="float64")
 
 
@@ -85,6 +89,17 @@ class Reference:
             self._wanted[part] = {path: np.asarray(leaf) for path, leaf in leaves}
         return self._wanted[part]
 
+    def wanted_on(self, part: Part, computed: Computed) -> dict[str, np.ndarray]:
+        """The same, the layers of parameters in the order of a layout."""
+        wanted, layout = self.wanted(part), computed.layout
+        if layout.n_rounds == 1 or part.kind not in OF_PARAMETERS:
+            return wanted
+        names = flatten(computed.anatomy.names)
+        return {
+            path: in_stored_order(x, axes_of(path, names), layout)
+            for path, x in wanted.items()
+        }
+
     def limits(self, part: Part) -> dict[str, float]:
         """The relative error below which each leaf of a part passes."""
         if part not in self._limits:
@@ -103,7 +118,7 @@ class Reference:
 
     def leaves(self, part: Part, computed: Computed) -> list[Leaf]:
         """The leaves of a part with their errors and limits."""
-        wanted, limits = self.wanted(part), self.limits(part)
+        wanted, limits = self.wanted_on(part, computed), self.limits(part)
         largest = largest_of_kind(part, wanted)
 
         def is_zero(path: str) -> bool:
@@ -120,6 +135,12 @@ class Reference:
         """The updates from a layout's own gradients; empty if none are compared."""
         compares_updates = any(part.kind == "update" for part in self.parts)
         return self.leaves(END_TO_END, computed) if compares_updates else []
+
+
+def axes_of(path: str, names: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The axis names of a parameter, or of one of its moments (see parts.moments)."""
+    moment = path.partition("/")[2].rstrip("'")
+    return names.get(path) or names.get(moment) or ()
 
 
 def in_float64(experiment: Experiment) -> Experiment:

@@ -81,21 +81,21 @@ class Computed:
 
     @once
     def init_program(self) -> CompiledAhead:
-        """() -> the state at step 0."""
+        """() -> the state at step 0, its layers in their natural order."""
         init = make_init(self.recipe, self.placed, seed=self.experiment.seed)
         return CompiledAhead(init)
 
     @once
     def state(self) -> TrainState:
         """The state at step 0, of this layout's own making."""
-        return self.init_program()
+        return self.recipe.to_stored(self.placed, self.init_program())
 
     @once
     def params(self) -> Any:
         """One device's initial parameters, placed as this layout stores them."""
         if self.given is None:
             return self.state.params
-        return _put(self.given.params, self.target.params)
+        return self._taken(self.given.params)
 
     @once
     def batch(self) -> dict[str, jax.Array]:
@@ -131,7 +131,8 @@ class Computed:
         """
         along = derivatives.directions(self.params) if self.in_float64 else {}
         if self.given is not None:
-            return derivatives.of_gradient(self.gradients[0], along)
+            grads = self.recipe.to_natural(self.placed, self.gradients[0])
+            return derivatives.of_gradient(grads, along)
         flat = flatten(self.params)
 
         def sums_at(path: str, change: np.ndarray) -> Sums:
@@ -146,7 +147,8 @@ class Computed:
         rates = self.anatomy.moved_by
         zeros = {path: jnp.zeros(()) for path in rates}
         reports = self.gradients[1].reports
-        return flatten(with_moved_biases(unflatten(zeros), reports, rates))
+        with use_layout(self.placed):
+            return flatten(with_moved_biases(unflatten(zeros), reports, rates))
 
     @once
     def notes(self) -> dict[str, jax.Array]:
@@ -174,7 +176,7 @@ class Computed:
             grads, sums = self.gradients
         else:
             grads, sums = self.given.gradients
-            grads = _put(grads, self.target.params)
+            grads = self._taken(grads)
         return self._updated(grads, sums.weight)
 
     @once
@@ -182,6 +184,10 @@ class Computed:
         """The same of this layout's own gradients."""
         grads, sums = self.gradients
         return self._updated(grads, sums.weight)
+
+    def _taken(self, params: Any) -> Any:
+        """One device's parameters, or gradients, as this layout stores them."""
+        return self.recipe.to_stored(self.placed, _put(params, self.target.params))
 
     def _updated(self, grads: Any, weight: Any) -> tuple[Any, Any]:
         weight = self._scalar(weight)
@@ -244,7 +250,8 @@ class Computed:
     @once
     def _to_generate(self) -> tuple[Placed, Any]:
         placed = self.placed.for_generation()
-        return placed, _put(self.params, self.recipe.target(placed).params)
+        params = self.recipe.to_natural(self.placed, self.params)
+        return placed, _put(params, self.recipe.target(placed).params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +287,7 @@ def _shardings(tree: Any) -> Any:
 
 
 def _put(tree: Any, target: Any) -> Any:
-    """Another layout's arrays, placed as this one stores them."""
+    """Another layout's arrays, split as this one stores them."""
     return jax.tree.map(
         lambda x, to: jax.device_put(np.asarray(x).astype(to.dtype), to.sharding),
         tree,

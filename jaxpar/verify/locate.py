@@ -10,9 +10,12 @@ import numpy as np
 
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.sharding import single_device
+from jaxpar.pipeline.layer_order import layer_order
 from jaxpar.tree import flatten, path_of
 from jaxpar.verify.compare import (
+    OF_PARAMETERS,
     Reference,
+    axes_of,
     differences,
     errors,
     largest_of_kind,
@@ -60,9 +63,10 @@ def _suspects(
         paths.sort(key=lambda path: uses[path], reverse=True)
 
     def is_stacked(path: str) -> bool:
+        # Whether the first axis of what is noted, or of a parameter, counts layers.
         if part is NOTES or part.kind == "router":
             return path.startswith(STACK)
-        return wanted[path].ndim > 0 and _is_stacked(path, names)
+        return wanted[path].ndim > 0 and STACK in axes_of(path, names)[:1]
 
     for stacked, group in itertools.groupby(paths, is_stacked):
         group = list(group)
@@ -75,15 +79,9 @@ def _suspects(
             yield from (Suspect(path, layer) for path in there)
 
 
-def _is_stacked(path: str, names: Mapping[str, tuple[str, ...]]) -> bool:
-    """Whether the first axis of a parameter, or of its moment, counts layers."""
-    axes = names.get(path) or names.get(path.partition("/")[2]) or ()
-    return STACK in axes[:1]
-
-
 def _first(part: Part, reference: Reference, computed: Computed) -> First | None:
     """The first leaf of a part that is wrong on some device; None if none is."""
-    wanted, limits = reference.wanted(part), reference.limits(part)
+    wanted, limits = reference.wanted_on(part, computed), reference.limits(part)
     if part is NOTES:
         wanted = _in_layout_order(wanted, computed)
     got = part.read(computed)
@@ -98,7 +96,11 @@ def _first(part: Part, reference: Reference, computed: Computed) -> First | None
             continue
         wrong, devices = [], []
         for device, slices, difference in differences(got[path], wanted[path]):
-            values = _layer_of(difference, slices, layer)
+            place = layer
+            if layer is not None and part.kind in OF_PARAMETERS:
+                n = len(wanted[path])
+                place = [*layer_order(computed.layout, n)].index(layer)
+            values = _layer_of(difference, slices, place)
             if values is None:
                 continue
             devices.append(device)

@@ -33,6 +33,8 @@ def required_multiple(layout: Layout, name: str) -> int:
     for rules in (layout.stored, layout.optimizer, layout.computed):
         axes = (a.axis if isinstance(a, IfFree) else a for a in getattr(rules, name))
         counts.append(math.prod(layout.sizes.get(axis, 1) for axis in axes))
+    if name == "layers":  # Each stage has a chunk of them for each round.
+        counts.append(layout.n_stages * layout.n_rounds)
     # Its all-to-all splits the heads that `tensor` leaves to a device.
     splits_heads = layout.attention == "ulysses" and name in ("heads", "kv_heads")
     return math.lcm(*counts) * (layout.sizes["context"] if splits_heads else 1)

@@ -69,6 +69,8 @@ def allocated(run):
         pytest.param(LLAMA, "fsdp=4,tensor=2+sp", "none", marks=pytest.mark.slow),
         pytest.param(DEEPER, "stage=2,data=2", "none", marks=pytest.mark.slow),
         pytest.param(DEEPER, "stage=4,data=2", "full", marks=pytest.mark.slow),
+        pytest.param(DEEPER, "stage=2x2,data=2", "none", marks=pytest.mark.slow),
+        pytest.param(DEEPER, "stage=2x2,data=2", "full", marks=pytest.mark.slow),
     ],
 )
 def test_the_estimate_is_near_what_the_compiler_allocates(model, layout, remat):

@@ -16,6 +16,7 @@ from jaxpar.look import answers, curves, figures, picture, show
 from jaxpar.look.answers import Answers
 from jaxpar.models import sizes
 from jaxpar.partition.layout import Layout
+from jaxpar.pipeline.ticks import Schedule
 from jaxpar.train.loop import Evaluation, History
 from tests.look.test_show import experiment
 
@@ -40,9 +41,12 @@ def test_devices_of_one_number_hold_the_same_indices(layout):
 
 def test_a_label_says_which_indices_a_device_holds():
     (row,) = [r for r in show(experiment()).rows if r.path == "layers/attn/w_q"]
-    ways = [1, 4, 2, 1]
-    assert picture._range(row.piece, ways, 0) == "0:192\n0:6"
-    assert picture._range(row.piece, ways, 7) == "576:768\n6:12"
+    ways, layout = [1, 4, 2, 1], Layout.parse("fsdp=4,tensor=2")
+    assert picture._range(row, ways, 0, layout) == "0:192\n0:6"
+    assert picture._range(row, ways, 7, layout) == "576:768\n6:12"
+    layout = Layout.parse("stage=2x3")
+    assert picture._range(row, [2, 1, 1, 1], 0, layout) == "0:2 4:6 8:10"
+    assert picture._range(row, [2, 1, 1, 1], 1, layout) == "2:4 6:8 10:12"
 
 
 @pytest.mark.parametrize(
@@ -58,12 +62,22 @@ def test_the_picture_is_a_small_file(layout, tmp_path):
     assert "4 smaller parameters are not drawn" in figure.get_suptitle()
 
 
-def test_a_pipelines_clock_has_every_microbatch_once_in_each_stage():
-    clock = picture.clock(4, 8)
-    assert clock.shape == (4, 11)
-    for stage, row in enumerate(clock):
-        assert row[stage : stage + 8].tolist() == [*range(8)]
-        assert np.sum(row < 0) == 3
+@pytest.mark.parametrize("n_rounds", [1, 3])
+def test_a_pipelines_clock_has_every_microbatch_once_in_each_round(n_rounds):
+    microbatches, rounds = picture.clock(Schedule(4, 2, n_rounds))
+    assert microbatches.shape == rounds.shape == (4, 8 * n_rounds + 3)
+    for stage in range(4):
+        turns = slice(stage, stage + 8 * n_rounds)
+        done = [*zip(rounds[stage, turns], microbatches[stage, turns], strict=True)]
+        assert sorted(done) == [(r, m) for r in range(n_rounds) for m in range(8)]
+        assert np.sum(microbatches[stage] < 0) == 3
+
+
+def test_a_circular_pipelines_clock_is_drawn(tmp_path):
+    table = show(experiment(), "stage=2x3,tensor=2")
+    figure = table.plot(tmp_path / "picture.png")
+    assert "in 3 rounds, each paler than the last" in figure.axes[-1].get_title()
+    assert (tmp_path / "picture.png").stat().st_size < 100_000
 
 
 def test_thousands_of_devices_are_drawn_without_labels(tmp_path):

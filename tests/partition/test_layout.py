@@ -32,6 +32,8 @@ def test_rules_have_a_field_for_each_axis_name():
         ("ring=2,fsdp=4", "fsdp=4,ring=2", {"data": 4, "context": 2}),
         ("ulysses=2", "ulysses=2", {"context": 2}),
         ("data=2,stage=4", "stage=4,data=2", {"stage": 4, "data": 2}),
+        ("data=2,stage=4x2", "stage=4x2,data=2", {"stage": 4, "data": 2}),
+        ("stage=2x1", "stage=2", {"stage": 2}),
     ],
 )
 def test_a_spelling_is_read_and_written_in_mesh_order(text, spelling, sizes):
@@ -44,7 +46,11 @@ def test_a_spelling_is_read_and_written_in_mesh_order(text, spelling, sizes):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("stage=2x2", "circular pipelines are not built yet; write stage=2 or stage=4"),
+        ("stage=1x2", "rounds go round two stages or more; write stage=2x2, or leave"),
+        ("stage=2x2x2", "stage='2x2x2' is no positive size"),
+        ("stage=2x0", "no positive size"),
+        ("stage=2x", "no positive size"),
+        ("data=2x2", "no positive size"),
         ("expert=4", "not built yet"),
         ("tensor=2+cp", "no positive size"),
         ("ring=2,context=2", "at most one of context, ring, ulysses"),

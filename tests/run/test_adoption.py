@@ -20,7 +20,8 @@ from jaxpar.generate.logits import logits_of
 from jaxpar.partition.layout import Layout
 from jaxpar.run.adoption import transfer_of, with_added_tokens
 from jaxpar.run.directory import RunDir
-from jaxpar.train.state import create, stored_params
+from jaxpar.train.source_shapes import stored_params
+from jaxpar.train.state import create
 from jaxpar.tree import flatten
 from tests.outside.own_model import BagConfig
 from tests.run.test_origin import BASE, TUNE

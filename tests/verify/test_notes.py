@@ -53,6 +53,18 @@ def test_a_note_is_the_input_of_the_next_layer():
         np.testing.assert_allclose(model.norm(last), x, rtol=1e-6)
 
 
+@pytest.mark.parametrize("layout", ["stage=2", "stage=2x2", "stage=4"])
+def test_notes_of_a_pipeline_stand_in_the_order_of_layers_and_rows(layout):
+    run = run_of(SMALL, batch_size=8, seq_len=16, microbatches=4)
+    windows = Packed(n_rows=8, seq_len=16, vocab_size=120)
+    one, staged = (
+        Computed(run, Layout.parse(text), windows).notes for text in ("data=1", layout)
+    )
+    assert list(one) == list(staged)
+    for name, expected in one.items():
+        np.testing.assert_allclose(staged[name], expected, rtol=1e-3, atol=1e-4)
+
+
 def test_notes_of_an_inner_trace_are_not_kept():
     with recording() as notes:
         note("outer", jnp.ones(2))

@@ -5,11 +5,13 @@ without it, serves them all.
 """
 
 import contextlib
+import functools
 import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxpar.cli import main
@@ -18,11 +20,12 @@ from jaxpar.models import decoder, sizes
 from jaxpar.nn import attention, flash_attention, linear, mlp, norm, param
 from jaxpar.nn.context_parallel import KeyBlock
 from jaxpar.optim import optimizer
-from jaxpar.partition import pipeline
 from jaxpar.partition.collectives import Collectives, local
 from jaxpar.partition.sharding import current_context, gather
+from jaxpar.pipeline import stages
 from jaxpar.train import loss, objective
 from jaxpar.verify import Reference, assert_same
+from jaxpar.verify.computed import Computed
 from jaxpar.verify.parts import PARTS, TOKENS
 from jaxpar.verify.prove import prove
 from tests.verify.conftest import before_bugs, run_of
@@ -324,7 +327,7 @@ def one_tick_late(t, *more):
     return AT_HOME(t - 1, *more)
 
 
-FOR_ALL_STAGES, AT_HOME = pipeline._for_all_stages, pipeline._at_home
+FOR_ALL_STAGES, AT_HOME = stages._for_all_stages, stages._at_home
 IN_A_PIPELINE = {"_for_all_stages": stale_places, "_at_home": one_tick_late}
 
 
@@ -338,12 +341,40 @@ def staged():
     return before_bugs(run_of(model, batch_size=16, seq_len=16, microbatches=4))
 
 
+@pytest.mark.parametrize("layout", ["stage=4", "stage=2x2"])
 @pytest.mark.parametrize("name", IN_A_PIPELINE)
-def test_a_bug_in_a_pipeline_is_found_in_its_first_layer(name, staged, monkeypatch):
-    monkeypatch.setattr(pipeline, name, IN_A_PIPELINE[name])
-    first = prove(staged, "stage=4").first
+def test_a_bug_in_a_pipeline_is_found_in_its_first_layer(
+    name, layout, staged, monkeypatch
+):
+    monkeypatch.setattr(stages, name, IN_A_PIPELINE[name])
+    first = prove(staged, layout).first
     assert first is not None
     assert (first.where, first.layer, first.axis) == ("forward", 0, "stage")
+
+
+def test_a_wrong_gradient_in_a_circular_pipeline_has_its_layer_and_stage(
+    staged, monkeypatch
+):
+    """Stage 1 has the layers 1 and 3; its gradient of the first is doubled."""
+    gradients = Computed.gradients.func
+
+    def wrong(computed):
+        grads, sums = gradients(computed)
+        if computed.layout.n_rounds > 1:
+            w = grads["layers"]["mlp"]["w_up"]
+            twice = np.array(w)
+            twice[2] *= 2
+            with jax.enable_x64(True):
+                grads["layers"]["mlp"]["w_up"] = jax.device_put(twice, w.sharding)
+        return grads, sums
+
+    changed = functools.cached_property(wrong)
+    changed.__set_name__(Computed, "gradients")
+    monkeypatch.setattr(Computed, "gradients", changed)
+    first = prove(staged, "stage=2x2,data=2").first
+    assert first is not None
+    assert (first.where, first.name) == ("backward", "layers/mlp/w_up")
+    assert (first.layer, first.shard) == (1, None)
 
 
 def test_a_bug_in_ones_own_file_is_found_by_the_command(capsys):

@@ -34,6 +34,9 @@ LAYOUTS = (
     "stage=2,data=2,tensor=2+sp",
     "stage=2,ring=2,tensor=2",
     "stage=2,ulysses=4",
+    "stage=2x2,data=4",
+    "stage=4x2,tensor=2",
+    "stage=2x2,ring=2,tensor=2",
 )
 LAYOUTS_OF_EXPERTS = (
     "data=8",
@@ -44,6 +47,7 @@ LAYOUTS_OF_EXPERTS = (
     "data=2,ring=4",
     "stage=4,data=2",
     "stage=2,expert=2,tensor=2+sp",
+    "stage=2x2,data=2,expert=2",
 )
 FORMS = {"gpt": LAYOUTS, "llama": LAYOUTS} | dict.fromkeys(
     ("dropless", "slots"), LAYOUTS_OF_EXPERTS
@@ -56,6 +60,7 @@ EVERYDAY = {
     ("llama", "data=2,ulysses=4"),
     ("gpt", "stage=2,data=2,tensor=2+sp"),
     ("dropless", "data=2,expert=4"),
+    ("llama", "stage=2x2,data=4"),
 }
 LAYOUTS_OF_ROWS = (
     "data=8",

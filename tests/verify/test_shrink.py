@@ -94,7 +94,7 @@ own_attention = dataclasses.make_dataclass(
 # Sizes that 1 to 8 devices divide, in zigzag order, too; not so 105 padded ids.
 DIVIDED = dataclasses.replace(
     sizes.llama(
-        vocab_size=6720, n_layers=840, d_embed=3360, n_heads=1680, n_kv_heads=840,
+        vocab_size=6720, n_layers=1680, d_embed=3360, n_heads=1680, n_kv_heads=840,
         d_mlp=840, max_positions=1680,
     ),
     vocab_multiple=105,
@@ -123,7 +123,7 @@ def layouts(most=8):
         if r * s * d * c * t > most:
             continue
         words = itertools.product(
-            (f"replica={r},stage={s}",),
+            (f"replica={r},stage={s}{x}" for x in ("", "x2")[: None if s > 1 else 1]),
             (f"{word}={d}" for word in DATA_WORDS[: None if d > 1 else 1]),
             (f"{word}={c}" for word in CONTEXT_WORDS[: None if c > 1 else 1]),
             (f"tensor={t}{sp}" for sp in ("", "+sp")[: None if t > 1 else 1]),
@@ -189,7 +189,9 @@ def assert_small(small, layout):
     """Its sizes are the least; two microbatches and chunks are in what is proven."""
     pieces = layout.sizes.get("context", 1) * layout.sizes.get("tensor", 1)
     found, text = fields_of(small.model), layout.spelling
-    most_layers = max(2, layout.n_stages) * len(found.get("windows", (0,)))
+    most_layers = max(2, layout.n_stages * layout.n_rounds) * len(
+        found.get("windows", (0,))
+    )
     assert found.get("n_layers", 0) <= most_layers, text
     assert found.get("n_heads", 0) <= 2 * max(2, pieces), text
     assert found["d_embed"] <= 32 * layout.n_devices * pieces, text

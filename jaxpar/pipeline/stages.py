@@ -2,14 +2,16 @@
 
 The pipeline is one program that all devices run (GPipe: Huang et al., 2019, as SPMD: Xu
 et al., 2021, section 3.3): each holds the layers of its stage, and at each tick sends
-what it has computed to the next stage. The rows of a batch lie on all stages: inputs
-travel down to the first stage in a ring of their own, and the places that they leave in
-it take the outputs home.
+what it has computed to the next stage. From the last stage it comes back to the first
+one, in a circular pipeline for the next round. The rows of a batch lie on all stages:
+inputs travel down to the first stage in a ring of their own, and the places that they
+leave in it take the outputs home.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,35 +21,10 @@ from jaxpar.errors import UserError, one_line
 from jaxpar.partition.layout import STAGE
 from jaxpar.partition.manual_pieces import permute
 from jaxpar.partition.sharding import current_context
+from jaxpar.pipeline.ticks import Schedule
 
 X = ("batch", "seq", "embed")
 """The axes of what goes through a stack."""
-
-
-class Schedule(NamedTuple):
-    """Which microbatch a stage computes at which tick.
-
-    Device s of the stages holds the rows of microbatch (g, s) of each group g.
-    """
-
-    n_stages: int
-    n_groups: int
-    """Microbatches of each device's own rows; n_stages times as many in all."""
-
-    @property
-    def n_microbatches(self) -> int:
-        """Of the rows of all stages."""
-        return self.n_stages * self.n_groups
-
-    @property
-    def n_ticks(self) -> int:
-        """Ticks in which some stage computes."""
-        return self.n_microbatches + self.n_stages - 1
-
-    @property
-    def bubble(self) -> float:
-        """The part of its ticks in which a stage computes nothing that counts."""
-        return (self.n_stages - 1) / self.n_ticks
 
 
 def stages(
@@ -55,17 +32,27 @@ def stages(
     blocks: Any,
     x: Float[Array, "B T D"],
     *per_row: Any,
+    remat: Callable[..., bool] | None = None,
 ) -> tuple[Float[Array, "B T D"], Any]:
     """Runs block(layer, piece, x, *per_row) -> (x, aux) for each layer, in order.
 
     `blocks` is any pytree stacked by layers, of which a block gets its own piece beside
     its layer's number; every block reads `per_row`, whose arrays have a row of the
-    batch each. Returns x and the aux of all layers, stacked.
+    batch each. remat: what is kept of a block for the backward pass, as
+    `jax.checkpoint` takes it; None keeps everything. Returns x and the aux of all
+    layers, stacked.
     """
     context = current_context()
     if STAGE in context.manual:
-        return _pipeline(block, blocks, x, per_row)
-    return _in_order(block, blocks, x, per_row, first=0)
+        return _pipeline(block, blocks, x, per_row, remat)
+    return _in_order(_rematerialised(block, remat), blocks, x, per_row, first=0)
+
+
+def _rematerialised(block, policy) -> Callable:
+    """The block, of which the policy says what is kept for the backward pass."""
+    if policy is None:
+        return block
+    return jax.checkpoint(block, policy=policy, prevent_cse=False)
 
 
 def _in_order(block, blocks, x, per_row, *, first) -> tuple[jax.Array, Any]:
@@ -78,29 +65,31 @@ def _in_order(block, blocks, x, per_row, *, first) -> tuple[jax.Array, Any]:
     return jax.lax.scan(body, x, (first + jnp.arange(n), blocks))
 
 
-def _pipeline(block, blocks, x, per_row) -> tuple[jax.Array, Any]:
+def _pipeline(block, blocks, x, per_row, remat) -> tuple[jax.Array, Any]:
     """The same, where each device of `stage` has its own rows and its own layers."""
-    schedule = Schedule(jax.lax.axis_size(STAGE), current_context().groups_of(len(x)))
+    schedule = _schedule_of(len(x))
     stage = jax.lax.axis_index(STAGE)
-    first = stage * jax.tree.leaves(blocks)[0].shape[0]
     _require_rows(len(x), per_row)
     inputs = x.reshape(schedule.n_groups, -1, *x.shape[1:])
     travelling = _for_all_stages(per_row, schedule)
+    run_chunk = _of_chunks(block, blocks, stage, schedule, remat)
 
     def tick(carry, t):
         ring, received, outputs = carry
         ring, outputs = _at_home(t, ring, inputs, outputs, schedule)
-        is_first = stage == 0
-        to_do = jnp.where(is_first, ring, received)
-        ring = jnp.where(is_first, received, ring)
-        number = t - stage
-        counts = (number >= 0) & (number < schedule.n_microbatches)
+        # In later rounds the first stage goes on with what the last one has sent.
+        enters = (stage == 0) & (schedule.round_of(t) == 0)
+        to_do = jnp.where(enters, ring, received)
+        ring = jnp.where(enters, received, ring)
+        turn = t - stage
+        counts = (turn >= 0) & (turn < schedule.n_turns)
         to_do = jnp.where(counts, to_do, _of_no_account(inputs))
-        number = jnp.clip(number, 0, schedule.n_microbatches - 1)
+        turn = jnp.clip(turn, 0, schedule.n_turns - 1)
+        number = schedule.microbatch_of(turn)
         mine = jax.tree.map(lambda rows: rows[number], travelling)
         with _rows_explained(len(to_do), len(x)):
-            y, aux = _in_order(block, blocks, to_do, mine, first=first)
-        return (_send(ring, -1), _send(y, 1), outputs), aux
+            y, aux = run_chunk(schedule.round_of(turn), to_do, mine)
+        return (_turned(ring, t, schedule), _send(y, 1), outputs), aux
 
     nothing = _nothing_yet(inputs)
     carry, aux = jax.lax.scan(
@@ -109,8 +98,77 @@ def _pipeline(block, blocks, x, per_row) -> tuple[jax.Array, Any]:
     ring, received, outputs = carry
     # The last microbatch has reached the first stage, and goes home from there.
     ring = _send(jnp.where(stage == 0, received, ring), -1)
-    _, outputs = _at_home(schedule.n_ticks + 1, ring, inputs, outputs, schedule)
+    end = (schedule.n_groups + 1) * schedule.period
+    _, outputs = _at_home(end, ring, inputs, outputs, schedule)
     return outputs.reshape(x.shape), _stacked(aux, stage, schedule)
+
+
+def _schedule_of(rows: int) -> Schedule:
+    """The schedule of a device's rows under the layout in force."""
+    context = current_context()
+    n_rounds = context.layout.n_rounds if context.layout else 1
+    return Schedule(jax.lax.axis_size(STAGE), context.groups_of(rows), n_rounds)
+
+
+def _of_chunks(block, blocks, stage, schedule: Schedule, remat) -> Callable:
+    """A function (round, x, per_row) -> (x, aux) of a stage's layers of that round."""
+    n = jax.tree.leaves(blocks)[0].shape[0] // schedule.n_rounds
+    if schedule.n_rounds == 1:
+        block = _rematerialised(block, remat)
+        return lambda _, x, mine: _in_order(block, blocks, x, mine, first=stage * n)
+    policy = remat or _all_but_cuts
+    block = functools.partial(_rematerialised(_reading_again(block), policy), blocks)
+
+    def run(number, x, mine):
+        places = number * n + jnp.arange(n)
+        chunk = jax.tree.map(
+            lambda w: jax.lax.dynamic_slice_in_dim(w, number * n, n), blocks
+        )
+        first = (number * schedule.n_stages + stage) * n
+        return _in_order(block, (places, chunk), x, mine, first=first)
+
+    return run
+
+
+def _reading_again(block) -> Callable:
+    """The block, which reads its weights from all those of the stage.
+
+    Its own piece only takes their gradient. Else the pieces of each tick would be kept
+    for the backward pass: copies of the stage's weights, one for each microbatch.
+    """
+
+    def run(blocks, layer, piece, x, *per_row):
+        place, weights = piece
+        return block(layer, _read(weights, blocks, place), x, *per_row)
+
+    return run
+
+
+def _all_but_cuts(primitive, *_, **__) -> bool:
+    """A policy that keeps everything but what `_cut` gives."""
+    return primitive not in (jax.lax.dynamic_slice_p, jax.lax.reshape_p)
+
+
+def _cut(blocks, place) -> Any:
+    """What stands at a place of all blocks."""
+
+    def of(w):
+        start = (place, *(jnp.zeros_like(place),) * (w.ndim - 1))
+        return jax.lax.dynamic_slice(w, start, (1, *w.shape[1:])).reshape(w.shape[1:])
+
+    return jax.tree.map(of, blocks)
+
+
+@jax.custom_jvp
+def _read(piece, blocks, place) -> Any:
+    """What stands at a place of all blocks; its derivative is that of `piece`."""
+    return _cut(blocks, place)
+
+
+@_read.defjvp
+def _(primals, tangents) -> tuple[Any, Any]:
+    _, blocks, place = primals
+    return _cut(blocks, place), tangents[0]  # As such: policies see what it does.
 
 
 @contextlib.contextmanager
@@ -155,16 +213,27 @@ def _nothing_yet(inputs: jax.Array) -> jax.Array:
 def _at_home(t, ring, inputs, outputs, schedule) -> tuple[jax.Array, jax.Array]:
     """The ring and the outputs, once the ring's places have been emptied and filled.
 
-    In every S-th tick each of the outputs in the ring is where its rows live: those of
-    the group before the last one. The inputs of the next group then enter the ring.
+    When a group begins, each of the outputs in the ring is where its rows live: those
+    of the group before the last one. The inputs of the group then enter the ring.
     """
-    group, rest = t // schedule.n_stages, t % schedule.n_stages
+    group, rest = t // schedule.period, t % schedule.period
     last = schedule.n_groups - 1
     done = jnp.clip(group - 2, 0, last)
     kept = jnp.where((rest == 0) & (group >= 2), ring, outputs[done])
     outputs = jax.lax.dynamic_update_index_in_dim(outputs, kept, done, 0)
     ring = jnp.where(rest == 0, inputs[jnp.clip(group, 0, last)], ring)
     return ring, outputs
+
+
+def _turned(ring: jax.Array, t: jax.Array, schedule: Schedule) -> jax.Array:
+    """The ring one place further; it rests in rounds in which nothing enters it.
+
+    All devices turn it, or none.
+    """
+    if schedule.n_rounds == 1:
+        return _send(ring, -1)
+    turns = schedule.round_of(t) == 0
+    return jax.lax.cond(turns, lambda ring: _send(ring, -1), lambda ring: ring, ring)
 
 
 def _send(x: jax.Array, by: int) -> jax.Array:
@@ -201,17 +270,20 @@ def _stacked(aux: Any, stage: jax.Array, schedule: Schedule) -> Any:
       UserError: something that a block returned has no rows.
     """
 
+    S, R = schedule.n_stages, schedule.n_rounds
+
     def of_own_rows(x):
         if x.ndim < 3:
             raise UserError(
                 "With stage, what a block returns beside its activations, or notes, "
                 f"has an axis for rows first; it has the shape {x.shape[2:]}."
             )
-        x = jax.lax.dynamic_slice_in_dim(x, stage, schedule.n_microbatches)
-        x = x.reshape(schedule.n_groups, schedule.n_stages, *x.shape[1:])
-        # [groups, homes, layers, rows, ...] -> [stages, groups, layers, rows, ...]
-        x = jax.lax.all_to_all(jnp.moveaxis(x, 1, 0), STAGE, 0, 0, tiled=True)
-        x = jnp.moveaxis(x, 1, 2)
-        return x.reshape(-1, x.shape[2] * x.shape[3], *x.shape[4:])
+        x = jax.lax.dynamic_slice_in_dim(x, stage, schedule.n_turns)
+        x = x.reshape(schedule.n_groups, R, S, *x.shape[1:])
+        # [groups, rounds, homes, layers, rows, ...] ->
+        # [stages, groups, rounds, layers, rows, ...]
+        x = jax.lax.all_to_all(jnp.moveaxis(x, 2, 0), STAGE, 0, 0, tiled=True)
+        x = jnp.moveaxis(x, (2, 0, 3), (0, 1, 2))
+        return x.reshape(-1, x.shape[3] * x.shape[4], *x.shape[5:])
 
     return jax.tree.map(of_own_rows, aux)
