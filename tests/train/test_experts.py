@@ -7,6 +7,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -15,9 +16,13 @@ from jaxpar import pretrain
 from jaxpar.cli import main
 from jaxpar.data.loader import eval_batches
 from jaxpar.errors import UserError
+from jaxpar.experts.router import Report
+from jaxpar.models.base import Aux
 from jaxpar.partition.layout import Layout
+from jaxpar.partition.sharding import single_device
+from jaxpar.train.balance import with_moved_biases
 from jaxpar.train.gradients import make_gradients
-from jaxpar.train.objective import CausalLM, Sums
+from jaxpar.train.objective import CausalLM, Sums, with_reports
 from jaxpar.train.state import create
 from jaxpar.train.step import make_train_step
 from jaxpar.tree import flatten
@@ -148,3 +153,35 @@ def test_a_mixture_stops_and_resumes_on_another_layout(tmp_path, monkeypatch, ca
     other = dataclasses.replace(run, layout=Layout.parse("fsdp=8"), num_steps=6)
     assert pretrain.main(other, run_dir="cut") == 0
     assert "Resuming" in capsys.readouterr().out
+
+
+def test_a_bias_rises_where_there_were_fewer_choices_than_the_mean():
+    load = jnp.array([[5, 1, 0, 2], [3, 3, 3, 3]])
+    updates = {"layers": {"mlp": {"router_bias": jnp.ones((2, 4)), "w": jnp.ones(3)}}}
+    reports, rates = {"layers/mlp": {"load": load}}, {"layers/mlp/router_bias": 0.5}
+    with single_device():
+        moved = with_moved_biases(updates, reports, rates)["layers"]["mlp"]
+    want = [[-0.5, 0.5, 0.5, 0.0], [0.0] * 4]
+    np.testing.assert_array_equal(moved["router_bias"], want)
+    np.testing.assert_array_equal(moved["w"], np.ones(3))
+
+
+def test_a_routers_losses_weigh_what_their_rows_do_and_padding_nothing():
+    rows = jnp.arange(1.0, 4.0)
+    whole = jnp.array([7, 8, 9])
+    report = Report(
+        loss=jnp.stack([rows, 2 * rows]), balance=jnp.ones((2, 3)),
+        tokens=jnp.stack([whole, whole]), entropy=jnp.ones((2, 3)),
+        dropped=jnp.stack([whole, whole]), load=jnp.ones((2, 3, 4), jnp.int32),
+    )  # fmt: skip
+    weights = jnp.array([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
+    sums = Sums(jnp.float32(10), jnp.float32(3), {})
+    with single_device():
+        found = with_reports(sums, Aux(reports={"layers/mlp": report}), weights)
+    # Rows 1 and 2 weigh 2 and 1; the third one pads the batch.
+    assert float(found.loss) == 10 + (2 * 1 + 1 * 2) + (2 * 2 + 1 * 4)
+    assert float(found.metrics["router_balance"]) == 3
+    counts = found.reports["layers/mlp"]
+    np.testing.assert_array_equal(counts["tokens"], [15, 15])
+    np.testing.assert_array_equal(counts["dropped"], [15, 15])
+    np.testing.assert_array_equal(counts["load"], np.full((2, 4), 2))
