@@ -65,6 +65,8 @@ def mixture(n_layers, **options):
 EVERY_OTHER = dataclasses.replace(
     mixture(8, capacity=1.0), expert_blocks=(False, True), dropout=0.1
 )
+USUAL = {"init", "loss", "gradient", "update", "state", "evaluation", "tokens"}
+"""The kinds of leaves that a proof of any model has."""
 RUNS = {
     "gpt": run_of(GPT),
     "llama": run_of(LLAMA, optim=Muon),
