@@ -43,7 +43,7 @@ experiment = Pretrain(
         experts=MoEConfig(
             n_experts=8,
             expert=MLPConfig(d_mlp=352),
-            router=RouterConfig(top_k=2, bias_rate=0.001),
+            router=RouterConfig(top_k=2, bias=True),
         ),
     ),
     data=Text("stdlib", tokenizer=BPE(4096), seq_len=256, batch_size=8),

@@ -155,7 +155,7 @@ def start_from(
         tokenizer_of(source, step, checkpoints.bound(step))
     fresh = create(recipe, placed, seed=experiment.seed).params
     fresh = recipe.to_natural(placed, fresh)
-    learned, keep_fresh = source_params(experiment, learned, fresh)
+    learned, keep_fresh = source_params(experiment, base, learned, fresh)
     params = adopt(
         fresh,
         learned,

@@ -19,8 +19,9 @@ def upcycled(theirs: Any, ours: Any, names: Names) -> Any:
     """The source's parameters, in which each expert has a copy of the MLP there.
 
     An MLP and its experts have the same paths; experts have one axis more. theirs,
-    ours: trees of arrays, or of their shapes. names: of our parameters. With gates that
-    add up to 1 the mixture then computes what the source does.
+    ours: trees of arrays, or of their shapes. names: of our parameters. The mixture then
+    computes what the source does if gates add up to 1 (norm_top_k, scaling_factor=1),
+    nothing is dropped, and there are no shared experts.
 
     Raises:
       UserError: none of the source's parameters fits an expert, with both shapes.
@@ -48,9 +49,11 @@ def upcycled(theirs: Any, ours: Any, names: Names) -> Any:
     return unflatten({**source, **copies})
 
 
-def routers(names: Names) -> tuple[str, ...]:
-    """The paths of routers' parameters, which no dense run has."""
-    return tuple(path for path, axes in names.items() if ROUTER in axes)
+def of_mixtures_alone(names: Names) -> tuple[str, ...]:
+    """The paths of routers' and shared experts' parameters, which no dense run has."""
+    routers = [path for path, axes in names.items() if ROUTER in axes]
+    shared = {path.rpartition("/")[0] + "/shared/" for path in routers}
+    return (*routers, *(path for path in names if path.startswith(tuple(shared))))
 
 
 def _without(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> tuple[int, ...]:

@@ -61,21 +61,23 @@ class MoEConfig(Experts):
     """Form and size of each expert; they have no biases."""
     router: RouterConfig = RouterConfig()
     """How tokens choose their experts."""
-    n_shared: int = 0
+    n_shared_experts: int = 0
     """Experts that every token goes through besides, as one MLP so many times as wide
     as an expert."""
-    capacity: float = 0.0
+    capacity_factor: float = 0.0
     """Slots that a row has in each expert, as a multiple of what it fills on average;
     choices beyond are dropped. 0: none are dropped, however they are spread."""
-    bound: float = 0.0
+    buffer_factor: float = 0.0
     """Without a capacity, with expert=E: room for what a device sends to each other
     one, as a part of the most that can happen; what exceeds it is dropped, counted, and
     so is no longer the same on every layout. 0: room for all."""
 
     def __post_init__(self):
         require_positive(self, "n_experts")
-        if self.n_shared < 0:
-            raise UserError(f"n_shared={self.n_shared}: 0 (none) or more.")
+        if self.n_shared_experts < 0:
+            raise UserError(
+                f"n_shared_experts={self.n_shared_experts}: 0 (none) or more."
+            )
         if self.router.top_k > self.n_experts:
             raise UserError(
                 f"top_k={self.router.top_k} experts of each token, but n_experts="
@@ -83,15 +85,20 @@ class MoEConfig(Experts):
             )
         if self.expert.bias:
             raise UserError("Experts have no biases; write expert.bias=False.")
-        if self.capacity < 0:
+        if self.capacity_factor < 0:
             raise UserError(
-                f"capacity={self.capacity}: a multiple of the mean load, such as 1.25; "
-                "0 drops nothing."
+                f"capacity_factor={self.capacity_factor}: a multiple of the mean load, "
+                "such as 1.25; 0 drops nothing."
             )
-        if not 0 <= self.bound <= 1 or (self.bound and self.capacity):
+        if not 0 <= self.buffer_factor <= 1:
             raise UserError(
-                f"bound={self.bound}: a part of 1, and only where capacity=0; 0 has "
-                "room for all."
+                f"buffer_factor={self.buffer_factor}: a part of 1; 0 has room for all."
+            )
+        if self.buffer_factor and self.capacity_factor:
+            raise UserError(
+                f"buffer_factor={self.buffer_factor} is of dropless experts, and "
+                f"capacity_factor={self.capacity_factor} gives them slots; make one of "
+                "them 0."
             )
 
 
@@ -106,16 +113,16 @@ class MoE(nnx.Module):
         D, F, E = d_embed, config.expert.d_mlp, config.n_experts
         # No layout splits the router's experts: each device chooses among all.
         self.w_router = param(rngs, fan_in("embed"), embed=D, experts_=E)
-        if config.router.bias_rate:
-            self.router_bias = param(
-                rngs, constant(0.0), moved_by=config.router.bias_rate, experts_=E
-            )
+        if config.router.bias:
+            rate = config.router.bias_update_rate
+            self.router_bias = param(rngs, constant(0.0), moved_by=rate, experts_=E)
         self.w_up = param(rngs, fan_in("embed"), experts=E, embed=D, mlp=F)
         if config.expert.gated:
             self.w_gate = param(rngs, fan_in("embed"), experts=E, embed=D, mlp=F)
         self.w_down = param(rngs, fan_in("mlp", gain=gain), experts=E, mlp=F, embed=D)
-        if config.n_shared:
-            wide_as_all = dataclasses.replace(config.expert, d_mlp=config.n_shared * F)
+        if config.n_shared_experts:
+            width = config.n_shared_experts * F
+            wide_as_all = dataclasses.replace(config.expert, d_mlp=width)
             self.shared = MLP(wide_as_all, D, gain, rngs)
 
     def __call__(
@@ -125,12 +132,12 @@ class MoE(nnx.Module):
         config = self.config
         logits = note("moe/logits", self._logits(x))
         bias = None
-        if config.router.bias_rate:
+        if config.router.bias:
             bias = jax.lax.stop_gradient(gather(self.router_bias))
         routing = choose(logits, bias, valid, config.router)
         y, dropped = self._mixed(x, routing)
         y = note("moe/out", y)
-        if config.n_shared:
+        if config.n_shared_experts:
             y = y + self.shared(x)
         return y, report(logits, routing, dropped, valid, config.router)
 
@@ -145,9 +152,9 @@ class MoE(nnx.Module):
         """What the experts make of the tokens, and which choices were dropped."""
         config, E = self.config, self.config.n_experts
         slots, n_slots = routing.experts, 0
-        if config.capacity:
+        if config.capacity_factor:
             slots, n_slots = slots_of_rows(
-                routing.experts, n_experts=E, capacity=config.capacity
+                routing.experts, n_experts=E, capacity=config.capacity_factor
             )
         ws = [self.w_up, self.w_down]
         if config.expert.gated:
@@ -155,12 +162,12 @@ class MoE(nnx.Module):
         names = [axis_names(w) for w in ws]
 
         def of_device(together, x, experts, gates, slots, *ws):
-            matmul = EQUAL if config.capacity else grouped_matmul()
+            matmul = EQUAL if config.capacity_factor else grouped_matmul()
 
             def run(rows, sizes):
                 return _expert(rows, sizes, ws, names, config.expert, matmul)
 
-            if config.capacity:
+            if config.capacity_factor:
                 y = in_slots(
                     together, x, experts, slots, run, n_experts=E, n_slots=n_slots
                 )
@@ -173,7 +180,7 @@ class MoE(nnx.Module):
                     experts.reshape(-1, k),
                     run,
                     n_experts=E,
-                    bound=config.bound,
+                    buffer_factor=config.buffer_factor,
                 )
                 y = y.reshape(*experts.shape, -1)
                 dropped = dropped.reshape(experts.shape)

@@ -21,31 +21,42 @@ class RouterConfig:
 
     top_k: int = 2
     """Experts of each token."""
-    scores: str = "softmax"
+    score_function: str = "softmax"
     """What the router's logits become: softmax over all experts, or sigmoid of each."""
-    normalised: bool = True
-    """Whether the weights of a token's experts are divided by their sum."""
-    scale: float = 1.0
-    """What the weights are multiplied by then."""
-    balance_loss: float = 0.01
-    """Coefficient of the load-balancing loss of each layer, in the training loss."""
-    z_loss: float = 0.001
+    norm_top_k: bool = True
+    """Whether the gates of a token's experts are divided by their sum."""
+    scaling_factor: float = 1.0
+    """What gates are multiplied by, normalised or not."""
+    balance_loss_coef: float = 0.01
+    """Coefficient of the load-balancing loss of each layer, in the training loss; it is
+    that of single rows (sequences)."""
+    z_loss_coef: float = 0.001
     """Coefficient of the router z-loss of each layer, in the training loss."""
-    bias_rate: float = 0.0
-    """What is added after each step to the bias of experts with fewer tokens than the
-    mean, and taken from the others (Wang et al., 2024); 0: there is no bias. The bias
-    counts in the choice of experts alone, not in their weights."""
+    bias: bool = False
+    """Whether experts have a bias that counts in their choice alone, not in gates
+    (balance without an auxiliary loss: Wang et al., 2024)."""
+    bias_update_rate: float = 0.001
+    """What each step adds to the bias of experts with fewer tokens than the mean, and
+    takes from the others; 0 leaves it as it is, as optim.freeze does."""
 
     def __post_init__(self):
         if self.top_k < 1:
             raise UserError(f"top_k={self.top_k}: a token needs 1 expert or more.")
-        if self.scores not in SCORES:
-            raise UserError(f"scores={self.scores!r}; there are {', '.join(SCORES)}.")
-        for name in ("balance_loss", "z_loss", "bias_rate"):
+        if self.top_k == 1 and self.norm_top_k and self.score_function in SCORES:
+            raise UserError(
+                "top_k=1 with norm_top_k=True: the one gate is always 1, so the router "
+                "learns nothing from the tokens; write norm_top_k=False."
+            )
+        if self.score_function not in SCORES:
+            raise UserError(
+                f"score_function={self.score_function!r}; there are "
+                f"{', '.join(SCORES)}."
+            )
+        for name in ("balance_loss_coef", "z_loss_coef", "bias_update_rate"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name}={getattr(self, name)}: 0 (off) or more.")
-        if not 0 < self.scale < math.inf:
-            raise UserError(f"scale={self.scale} must be above 0.")
+        if not 0 < self.scaling_factor < math.inf:
+            raise UserError(f"scaling_factor={self.scaling_factor} must be above 0.")
 
 
 class Routing(NamedTuple):
@@ -88,9 +99,9 @@ def choose(
     # Not by indexing, whose gradient would be added up in an order of its own.
     chosen = _one_hot(experts, logits.shape[-1], scores.dtype)
     gates = jnp.sum(chosen * scores[:, :, None], axis=-1)
-    if config.normalised:
-        gates = gates / jnp.sum(gates, axis=-1, keepdims=True)
-    gates = gates * config.scale
+    if config.norm_top_k:
+        gates = gates / _sum_of(gates)
+    gates = gates * config.scaling_factor
     return Routing(jnp.where(valid[..., None], experts, NOWHERE), gates)
 
 
@@ -103,15 +114,16 @@ def report(
 ) -> Report:
     """What keeps the experts' loads alike, and what is counted, of each row.
 
-    The balance loss is that of one row (DeepSeek-AI, 2024, equations 17 to 20): with
-    E experts, k choices, and over the row's tokens the part f_e of choices of expert e
-    and the mean p_e of its score, relative to the token's other scores, it is
-    E sum_e f_e p_e. The z-loss is the mean squared logsumexp of the logits (Zoph et
-    al., 2022, equation 5). Padding counts nowhere.
+    The balance loss is that of one row (DeepSeek-V3, arXiv 2412.19437, equations 17 to
+    20): with E experts, k choices, and over the row's tokens the part f_e of choices of
+    expert e and the mean p_e of its score, relative to the token's other scores, it is
+    E sum_e f_e p_e. (There f_e is of choices without the bias, here of those made.) The
+    z-loss is the mean squared logsumexp of the logits (Zoph et al., 2022, equation 5).
+    Padding counts nowhere.
     """
     n_experts, counts = logits.shape[-1], valid.astype(logits.dtype)
     scores = _scores(logits, config)
-    parts = scores / jnp.sum(scores, axis=-1, keepdims=True)
+    parts = scores / _sum_of(scores)
     load = jnp.sum(_one_hot(routing.experts, n_experts, jnp.int32), axis=(1, 2))
     tokens = jnp.maximum(sum_of_row(jnp.sum(counts, axis=1)), 1)
     f = sum_of_row(load).astype(logits.dtype) / (tokens * config.top_k)[:, None]
@@ -122,7 +134,7 @@ def report(
     log_parts = jnp.log(jnp.maximum(parts, jnp.finfo(parts.dtype).tiny))
     entropy = -jnp.sum(jnp.where(parts > 0, parts * log_parts, 0), axis=-1)
     return Report(
-        loss=config.balance_loss * balance + config.z_loss * z,
+        loss=config.balance_loss_coef * balance + config.z_loss_coef * z,
         balance=balance,
         tokens=jnp.sum(valid, axis=1, dtype=jnp.int32),
         entropy=jax.lax.stop_gradient(jnp.sum(counts * entropy, axis=1)),
@@ -161,8 +173,14 @@ def _ranks(experts: Int[Array, "B T k"], n_experts: int) -> Int[Array, "B T k"]:
     return jnp.sum(before * chosen, axis=-1).reshape(B, T, k)
 
 
+def _sum_of(scores: jax.Array) -> jax.Array:
+    """The sum over experts, above 0: the least sigmoids are 0 in floating point."""
+    least = jnp.finfo(scores.dtype).tiny
+    return jnp.maximum(jnp.sum(scores, axis=-1, keepdims=True), least)
+
+
 def _scores(logits: jax.Array, config: RouterConfig) -> jax.Array:
-    softmax = config.scores == "softmax"
+    softmax = config.score_function == "softmax"
     return jax.nn.softmax(logits, axis=-1) if softmax else jax.nn.sigmoid(logits)
 
 

@@ -98,14 +98,14 @@ def dropless(
     run: Experts,
     *,
     n_experts: int,
-    bound: float,
+    buffer_factor: float,
 ) -> Arrived:
     """What experts make of the tokens that chose them, however many these are.
 
     experts: NOWHERE for a choice that is not to be computed. Choices are sorted by
     expert and exchanged with their numbers. XLA needs the size of what is sent before
     it runs: the most that can happen, where all tokens choose experts of one device; or
-    so large a part of it as `bound` says (of 1), with room for fewer; what overflows is
+    so large a part of it as `buffer_factor` says (of 1), with room for fewer; what overflows is
     not computed.
     """
     (n, k), devices = experts.shape, together.size
@@ -119,7 +119,7 @@ def dropless(
         y = moved(run(moved(rows, order, place), sizes), place, order)
         return Arrived(y.reshape(n, k, -1), jnp.zeros((n, k), bool))
 
-    room = max(1, math.ceil(n * min(k, own) * (bound or 1.0)))
+    room = max(1, math.ceil(n * min(k, own) * (buffer_factor or 1.0)))
     by_device = sizes.reshape(devices, own)
     to_device = jnp.sum(by_device, axis=1)
     begins = jnp.cumsum(to_device) - to_device

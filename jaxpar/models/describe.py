@@ -19,7 +19,7 @@ SIZES = (
     "d_mlp",
     "n_experts",
     "top_k",
-    "n_shared",
+    "n_shared_experts",
     "vocab_size",
     "max_positions",
 )
@@ -52,7 +52,7 @@ def kernels_said(model: ModelConfig, placed: Placed, precision: Precision) -> li
     fields = fields_of(model)
     experts = fields.get("experts")
     of_experts = (
-        [matmul_said(placed.platform, has_slots=experts.capacity > 0)]
+        [matmul_said(placed.platform, has_slots=experts.capacity_factor > 0)]
         if isinstance(experts, MoEConfig)
         else []
     )

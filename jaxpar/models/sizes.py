@@ -48,6 +48,7 @@ def llama(
     tied: bool = False,
     dropout: float = 0.0,
     remat: str = "none",
+    rope_theta: float = 10_000.0,
 ) -> DecoderConfig:
     """Llama's form: rotary positions, RMSNorm, SwiGLU, grouped queries, no biases."""
     return DecoderConfig(
@@ -59,6 +60,7 @@ def llama(
             n_kv_heads=n_kv_heads,
             head_dim=_head_dim(d_embed, n_heads),
             qk_norm=qk_norm,
+            rope_theta=rope_theta,
         ),
         mlp=MLPConfig(d_mlp=d_mlp),
         norm=RMSNorm(),
@@ -102,15 +104,17 @@ MIXTRAL_8X7B = dataclasses.replace(
         n_kv_heads=8,
         d_mlp=14_336,
         max_positions=32_768,
+        rope_theta=1e6,
     ),
     experts=MoEConfig(
         n_experts=8,
         expert=MLPConfig(d_mlp=14_336),
-        router=RouterConfig(top_k=2, balance_loss=0.02, z_loss=0.0),
+        router=RouterConfig(top_k=2, balance_loss_coef=0.02, z_loss_coef=0.0),
     ),
 )
-# The sizes of DeepSeekMoE 16B (Dai et al., 2024, table 2) with the router of
-# DeepSeek-V3 (DeepSeek-AI, 2024, section 2.1.2). Its first layer is dense there.
+# A form like DeepSeek's, which no paper has: the sizes of DeepSeekMoE 16B (Dai et al.,
+# 2024, table 2), whose first layer is dense, with the router of DeepSeek-V3 (arXiv
+# 2412.19437, section 2.1.2).
 DEEPSEEK_16B = dataclasses.replace(
     llama(
         vocab_size=102_400,
@@ -126,12 +130,12 @@ DEEPSEEK_16B = dataclasses.replace(
         expert=MLPConfig(d_mlp=1408),
         router=RouterConfig(
             top_k=6,
-            scores="sigmoid",
-            scale=2.5,
-            balance_loss=0.0001,
-            z_loss=0.0,
-            bias_rate=0.001,
+            score_function="sigmoid",
+            scaling_factor=2.5,
+            balance_loss_coef=0.0001,
+            z_loss_coef=0.0,
+            bias=True,
         ),
-        n_shared=2,
+        n_shared_experts=2,
     ),
 )

@@ -60,13 +60,13 @@ def constant(value: float) -> Init:
 
 
 def param(
-    rngs: nnx.Rngs, init: Init, *, moved_by: float = 0.0, **dims: int
+    rngs: nnx.Rngs, init: Init, *, moved_by: float | None = None, **dims: int
 ) -> nnx.Param:
     """A new parameter; the keywords name its axes and give their sizes, in order.
 
     Names are those of jaxpar.axes, or one's own with an underscore at their end:
     `param(rngs, fan_in("embed"), embed=D, embed_=D)` is a square matrix. moved_by:
-    above 0, it is a router's bias, which no optimizer changes, but each step by so much
+    it is a router's bias, which no optimizer changes, but each step by so much
     (jaxpar.train.balance).
 
     Raises:
@@ -81,7 +81,7 @@ def param(
             )
     dtype = jnp.dtype(current_precision().params)
     # In a narrower type small moves of a bias would be lost.
-    value = init(rngs.params(), dims, wide_type(dtype) if moved_by else dtype)
+    value = init(rngs.params(), dims, dtype if moved_by is None else wide_type(dtype))
     # Without eager sharding, a model can be built where there is no mesh.
     return nnx.Param(
         value,

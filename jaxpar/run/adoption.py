@@ -3,11 +3,12 @@
 from typing import Any
 
 from jaxpar.checkpoint.transfer import Transfer, Vocabulary, account
-from jaxpar.checkpoint.upcycling import routers, upcycled
+from jaxpar.checkpoint.upcycling import of_mixtures_alone, upcycled
 from jaxpar.data.added_tokens import AddedTokens
 from jaxpar.data.tokenizer import Tokenizer
 from jaxpar.errors import UserError
 from jaxpar.experiment import Experiment, Finetune
+from jaxpar.models.describe import fields_of
 from jaxpar.partition import cluster
 from jaxpar.run.directory import RunDir
 from jaxpar.tree import flatten
@@ -22,14 +23,15 @@ def transfer_of(experiment: Finetune, base: Experiment) -> Transfer:
       UserError: the source's parameters do not account for this model's.
     """
     ours = experiment.recipe().anatomy.shapes
-    theirs, keep_fresh = source_params(experiment, base.recipe().anatomy.shapes, ours)
+    theirs = base.recipe().anatomy.shapes
+    theirs, keep_fresh = source_params(experiment, base, theirs, ours)
     return account(
         ours, theirs, keep_fresh=keep_fresh, vocabulary=vocabulary_of(experiment, base)
     )
 
 
 def source_params(
-    experiment: Finetune, theirs: Any, ours: Any
+    experiment: Finetune, base: Experiment, theirs: Any, ours: Any
 ) -> tuple[Any, tuple[str, ...]]:
     """The source's parameters as this model takes them, and globs of what stays fresh.
 
@@ -41,9 +43,22 @@ def source_params(
     keep_fresh = experiment.keep_fresh
     if experiment.upcycle:
         names = flatten(experiment.recipe().anatomy.names)
+        _require_same_activation(experiment, base)
         theirs = upcycled(theirs, ours, names)
-        keep_fresh += routers(names)
+        keep_fresh += of_mixtures_alone(names)
     return theirs, keep_fresh
+
+
+def _require_same_activation(experiment: Finetune, base: Experiment) -> None:
+    """Refuses experts that would do something else with the source's weights."""
+    ours = fields_of(experiment.model).get("expert")
+    theirs = fields_of(base.model).get("mlp")
+    here, there = (getattr(mlp, "activation", None) for mlp in (ours, theirs))
+    if here != there:
+        raise UserError(
+            f"upcycle=True: the source's MLP has activation={there!r}, the experts "
+            f"{here!r}; write experts.expert.activation={there!r}."
+        )
 
 
 def vocabulary_of(experiment: Finetune, base: Experiment) -> Vocabulary:

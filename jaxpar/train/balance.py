@@ -33,9 +33,12 @@ def with_moved_biases(
         flat[path] = jnp.zeros_like(flat[path])
         if (report := reports.get(path.removesuffix(f"/{BIAS}"))) is not None:
             load = report["load"]
-            mean = jnp.sum(load, axis=-1, keepdims=True)
-            # Compared as whole numbers, so that no rounding decides.
-            below = jnp.sign(mean - load * load.shape[-1])
+            # In whole numbers, so that no rounding decides, and none grows too large.
+            mean, rest = jnp.divmod(
+                jnp.sum(load, axis=-1, keepdims=True), load.shape[-1]
+            )
+            is_mean = (load == mean) & (rest == 0)
+            below = jnp.where(is_mean, 0, jnp.where(load <= mean, 1, -1))
             if (layout := current_context().layout) is not None:
                 # Reports have the layers of a stack in order; devices may not.
                 names = ("layers", None)[-load.ndim :]
@@ -60,7 +63,8 @@ def router_metrics(reports: Reports) -> dict[str, jax.Array]:
     )
 
     def total(name: str) -> jax.Array:
-        return jnp.sum(jnp.stack([jnp.sum(r[name]) for r in reports.values()]))
+        sums = [jnp.sum(r[name].astype(jnp.float32)) for r in reports.values()]
+        return jnp.sum(jnp.stack(sums))
 
     choices = jnp.sum(of_experts)
     return {

@@ -19,6 +19,7 @@ from jaxpar.models.contract import (
 )
 from jaxpar.optim.optimizer import OptimConfig, Optimizer
 from jaxpar.optim.schedule import NEVER
+from jaxpar.optim.select import matching
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.precision import Precision
 from jaxpar.partition.sharding import use_layout
@@ -107,10 +108,18 @@ class Recipe:
         moved_by = {
             path: leaf.moved_by
             for path, leaf in flat.items()
-            if getattr(leaf, "moved_by", 0)
+            if getattr(leaf, "moved_by", None) is not None
         }
         shapes, names = unflatten(shapes), unflatten(names)
         return Anatomy(graph, shapes, names, frozenset(constant), moved_by)
+
+    @property
+    def bias_rates(self) -> dict[str, float]:
+        """By how much each step moves routers' biases, by path; not those frozen."""
+        moved = self.anatomy.moved_by
+        paths = flatten(self.anatomy.names)
+        frozen = matching(self.optim.freeze, paths, field="optim.freeze")
+        return {path: 0.0 if path in frozen else rate for path, rate in moved.items()}
 
     @property
     def per_token(self) -> bool:

@@ -78,7 +78,7 @@ def make_train_step(
     """
     target, optimizer = recipe.target(placed), recipe.optimizer(recipe.anatomy)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target), None
-    update = make_update(optimizer, recipe.anatomy.moved_by)
+    update = make_update(optimizer, recipe.bias_rates)
     if exact:
         program = _exact_step(
             recipe, placed, update, exact=exact, seed=seed, out_shardings=shardings

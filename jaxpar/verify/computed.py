@@ -144,7 +144,7 @@ class Computed:
     @once
     def moved_biases(self) -> dict[str, Any]:
         """What a step adds to routers' biases, by path."""
-        rates = self.anatomy.moved_by
+        rates = self.recipe.bias_rates
         zeros = {path: jnp.zeros(()) for path in rates}
         reports = self.gradients[1].reports
         with use_layout(self.placed):

@@ -52,19 +52,19 @@ def verify(
         require_accepted(experiment, wanted)
     else:
         experiment = shrunk(experiment, wanted)
-    _refuse_bound(experiment)
+    _refuse_buffer_factor(experiment)
     choose_devices(wanted, devices, may_idle=True)
     return prove(Reference(experiment, precision=precision), wanted)
 
 
-def _refuse_bound(experiment: Experiment) -> None:
+def _refuse_buffer_factor(experiment: Experiment) -> None:
     """Refuses a mixture whose devices drop what they have no room to send."""
-    bound = fields_of(experiment.model).get("bound", 0)
+    bound = fields_of(experiment.model).get("buffer_factor", 0)
     if bound:
         raise UserError(
-            f"bound={bound} of the model's experts drops what exceeds it, on each "
-            "layout something else, so there is nothing to prove; write "
-            "--model.experts.bound=0."
+            f"buffer_factor={bound} of the model's experts drops what exceeds it, on "
+            "each layout something else, so there is nothing to prove; write "
+            "--model.experts.buffer-factor 0."
         )
 
 

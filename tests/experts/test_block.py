@@ -20,7 +20,7 @@ from jaxpar.partition.sharding import single_device
 
 B, T, D, F, E, K = 3, 24, 8, 12, 6, 2
 FLOAT64 = Precision(params="float64", compute="float64", reduce="float64")
-ROUTER = RouterConfig(top_k=K, bias_rate=0.01)
+ROUTER = RouterConfig(top_k=K, bias=True)
 DROPLESS = MoEConfig(E, MLPConfig(F), ROUTER)
 SPREADS = {
     "as it comes": np.zeros(E),
@@ -37,7 +37,7 @@ def in_float64():
 
 def made(config=DROPLESS, bias=SPREADS["as it comes"]):
     block = MoE(config, D, 1.0, nnx.Rngs(0))
-    if config.router.bias_rate:
+    if config.router.bias:
         block.router_bias[...] = jnp.asarray(bias)
     return block
 
@@ -49,13 +49,13 @@ def inputs(n_rows=B):
 
 def scores_of(block, x):
     logits = x @ block.w_router[...]
-    sigmoid = block.config.router.scores == "sigmoid"
+    sigmoid = block.config.router.score_function == "sigmoid"
     return jax.nn.sigmoid(logits) if sigmoid else jax.nn.softmax(logits)
 
 
 def chosen_by(block, x):
     ranked = np.asarray(scores_of(block, x))
-    if block.config.router.bias_rate:
+    if block.config.router.bias:
         ranked = ranked + np.asarray(block.router_bias[...])
     order = np.argsort(-ranked, axis=-1, kind="stable")
     return order[..., : block.config.router.top_k]
@@ -67,9 +67,9 @@ def in_a_loop(block, x, valid, capacity=0.0, chosen=None):
     scores = scores_of(block, x)
     chosen = chosen_by(block, x) if chosen is None else chosen
     gates = jnp.take_along_axis(scores, chosen, axis=-1)
-    if config.router.normalised:
+    if config.router.norm_top_k:
         gates = gates / gates.sum(-1, keepdims=True)
-    gates = gates * config.router.scale
+    gates = gates * config.router.scaling_factor
     kept, dropped = np.ones(chosen.shape, bool), np.zeros(len(x), int)
     room = -(-capacity * T * config.router.top_k // E)
     for row in range(len(x)) if capacity else ():
@@ -121,7 +121,7 @@ def test_without_a_capacity_it_is_the_loop_over_experts(bias):
 @pytest.mark.parametrize("capacity", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize("bias", SPREADS.values(), ids=SPREADS)
 def test_a_capacity_drops_what_has_no_slot_and_counts_it(bias, capacity):
-    config = dataclasses.replace(DROPLESS, capacity=capacity)
+    config = dataclasses.replace(DROPLESS, capacity_factor=capacity)
     block, (x, valid) = made(config, bias), inputs()
     valid = valid.at[:, -3:].set(False)
     y, report = block(x, valid)
@@ -133,7 +133,7 @@ def test_a_capacity_drops_what_has_no_slot_and_counts_it(bias, capacity):
 
 @pytest.mark.parametrize("capacity", [0.0, 1.0])
 def test_a_row_is_computed_alike_in_any_batch(capacity):
-    block = made(dataclasses.replace(DROPLESS, capacity=capacity))
+    block = made(dataclasses.replace(DROPLESS, capacity_factor=capacity))
     x, valid = inputs()
     for row in range(B):
         for together, alone in zip(
@@ -158,14 +158,14 @@ def test_padding_counts_nowhere():
 @pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("normalised", [True, False])
 def test_all_forms_of_the_router_are_those_of_the_loop(scores, normalised):
-    router = RouterConfig(3, scores, normalised, scale=2.5)
+    router = RouterConfig(3, scores, normalised, scaling_factor=2.5)
     block, (x, valid) = made(MoEConfig(E, MLPConfig(F), router)), inputs()
     y, _ = block(x, valid)
     np.testing.assert_allclose(y, in_a_loop(block, x, valid)[0], atol=1e-12)
 
 
 def test_losses_are_those_of_their_papers():
-    router = RouterConfig(K, balance_loss=0.5, z_loss=0.25)
+    router = RouterConfig(K, balance_loss_coef=0.5, z_loss_coef=0.25)
     block, (x, valid) = made(dataclasses.replace(DROPLESS, router=router)), inputs()
     _, report = block(x, valid)
     logits = np.asarray(x @ block.w_router[...])
@@ -182,7 +182,7 @@ def test_losses_are_those_of_their_papers():
 
 
 def test_shared_experts_see_every_token():
-    config = dataclasses.replace(DROPLESS, n_shared=2)
+    config = dataclasses.replace(DROPLESS, n_shared_experts=2)
     block, (x, valid) = made(config), inputs()
     y, _ = block(x, valid)
     want = in_a_loop(block, x, valid)[0] + block.shared(x)
@@ -195,10 +195,17 @@ def test_shared_experts_see_every_token():
         (lambda: MoEConfig(4, MLPConfig(8), RouterConfig(top_k=5)), "top_k=5.*top_k=4"),
         (lambda: MoEConfig(4, MLPConfig(8, bias=True)), "no biases"),
         (lambda: MoEConfig(0, MLPConfig(8)), "n_experts=0"),
-        (lambda: MoEConfig(4, MLPConfig(8), capacity=1.0, bound=0.5), "bound=0.5"),
-        (lambda: MoEConfig(4, MLPConfig(8), capacity=-1.0), "capacity=-1.0"),
-        (lambda: RouterConfig(scores="tanh"), "softmax, sigmoid"),
-        (lambda: RouterConfig(z_loss=-1.0), "z_loss=-1.0"),
+        (
+            lambda: MoEConfig(4, MLPConfig(8), capacity_factor=1.0, buffer_factor=0.5),
+            "make one",
+        ),
+        (lambda: RouterConfig(top_k=1), "norm_top_k=False"),
+        (
+            lambda: MoEConfig(4, MLPConfig(8), capacity_factor=-1.0),
+            "capacity_factor=-1.0",
+        ),
+        (lambda: RouterConfig(score_function="tanh"), "softmax, sigmoid"),
+        (lambda: RouterConfig(z_loss_coef=-1.0), "z_loss_coef=-1.0"),
     ],
 )
 def test_what_makes_no_mixture_is_refused(wrong, says):

@@ -27,7 +27,9 @@ DENSE = sizes.llama(
     vocab_size=260, n_layers=2, d_embed=16, n_heads=2, n_kv_heads=2, d_mlp=24,
     max_positions=16,
 )  # fmt: skip
-EXPERTS = MoEConfig(4, MLPConfig(24), RouterConfig(top_k=2, bias_rate=0.01))
+EXPERTS = MoEConfig(
+    4, MLPConfig(24), RouterConfig(top_k=2, bias=True, bias_update_rate=0.01)
+)
 BASE = dataclasses.replace(BASE, model=DENSE)
 
 
@@ -70,6 +72,18 @@ def test_experts_of_another_size_are_refused_with_both_shapes():
     narrow = dataclasses.replace(EXPERTS, expert=MLPConfig(12))
     with pytest.raises(UserError, match=r"2, 4, 16, 12.*2, 16, 24.*mlp.d_mlp"):
         transfer_of(tuned(narrow), BASE)
+
+
+def test_experts_with_another_activation_are_refused():
+    other = dataclasses.replace(EXPERTS, expert=MLPConfig(24, activation="gelu"))
+    with pytest.raises(UserError, match="'silu', the experts 'gelu'"):
+        transfer_of(tuned(other), BASE)
+
+
+def test_shared_experts_stay_fresh_too():
+    shared = dataclasses.replace(EXPERTS, n_shared_experts=1)
+    fresh = transfer_of(tuned(shared), BASE).fresh
+    assert "layers/mlp/shared/w_up" in fresh
 
 
 def test_without_upcycling_experts_are_missing_there():

@@ -82,16 +82,16 @@ def test_biases_move_towards_the_mean_by_the_whole_steps_counts():
 
 
 def test_a_bound_counts_what_overflows():
-    experts = dataclasses.replace(RUN.model.experts, bound=0.2)
+    experts = dataclasses.replace(RUN.model.experts, buffer_factor=0.2)
     model = dataclasses.replace(RUN.model, experts=experts)
     _, metrics = stepped("expert=4", dataclasses.replace(RUN, model=model))
     assert 0 < float(metrics["router_dropped"]) < 0.8
 
 
 def test_verify_refuses_a_bound():
-    experts = dataclasses.replace(RUN.model.experts, bound=0.2)
+    experts = dataclasses.replace(RUN.model.experts, buffer_factor=0.2)
     model = dataclasses.replace(RUN.model, experts=experts)
-    with pytest.raises(UserError, match="bound=0.2.*bound=0"):
+    with pytest.raises(UserError, match="buffer_factor=0.2.*buffer-factor 0"):
         verify(dataclasses.replace(RUN, model=model), "expert=2")
 
 

@@ -56,14 +56,16 @@ def mixture(n_layers, **options):
         vocab_size=120, n_layers=n_layers, d_embed=16, n_heads=4, n_kv_heads=4,
         d_mlp=16, max_positions=32,
     )  # fmt: skip
-    router = RouterConfig(top_k=2, balance_loss=0.1, bias_rate=0.01)
-    experts = MoEConfig(8, MLPConfig(16), router, n_shared=1, **options)
+    router = RouterConfig(
+        top_k=2, balance_loss_coef=0.1, bias=True, bias_update_rate=0.01
+    )
+    experts = MoEConfig(8, MLPConfig(16), router, n_shared_experts=1, **options)
     attention = dataclasses.replace(model.attention, head_dim=HEAD_DIM)
     return dataclasses.replace(model, experts=experts, attention=attention)
 
 
 EVERY_OTHER = dataclasses.replace(
-    mixture(8, capacity=1.0), expert_blocks=(False, True), dropout=0.1
+    mixture(8, capacity_factor=1.0), expert_blocks=(False, True), dropout=0.1
 )
 USUAL = {"init", "loss", "gradient", "update", "state", "evaluation", "tokens"}
 """The kinds of leaves that a proof of any model has."""
