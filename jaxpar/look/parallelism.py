@@ -1,11 +1,11 @@
-"""The picture of a layout's parallelism: who holds what, sends what to whom, and when.
+r"""The picture of a layout's parallelism: who holds what, sends what to whom, and when.
 
 The pictures in .github/pictures that the README shows under "Layouts" are made by
 
-    for l in data=4 zero1=4 fsdp=4 tensor=2+sp ring=4 ulysses=4 stage=4x2 \\
-        fsdp=2,expert=2 expert=4 fsdp=2,ring=2,tensor=2; do
-      case $l in *expert*) e=moe ;; *) e=quickstart ;; esac
-      jaxpar show experiments/$e.py --layout $l \\
+    for l in data=4 zero1=4 fsdp=4 tensor=4+sp ring=4 ulysses=4 stage=4x2 expert=4 \
+        fsdp=2,ring=2,tensor=2; do
+      case $l in expert*) e=moe n=4 ;; *) e=quickstart n=8 ;; esac
+      jaxpar show experiments/$e.py --layout $l --model.n-layers $n \
         --plot-layout .github/pictures/$(echo $l | tr -d =+ | tr , _).png
     done
 """
@@ -34,7 +34,8 @@ MOST_CELLS = 8
 """Layers or experts up to which each is drawn; of more, those that are held alike."""
 MOST_KINDS = 3
 """Kinds of parameters that are drawn."""
-INCHES = 1.72
+INCHES, CHARACTERS = 1.72, 13
+"""Width of a device, and characters of the heading that an inch takes."""
 ABSENT = "#e0ddd3"
 OF_TOKENS, OF_PARAMETERS, OF_OPTIMIZER = COLORS[1], COLORS[0], COLORS[6]
 OF_KIND = {
@@ -139,7 +140,9 @@ def draw(table: Table, batch_size: int, seq_len: int) -> Any:
         _graph(panel, message, len(found))
     if has_clock:
         draw_clock(figure.add_subplot(grid[down, :]), table.schedule)
-    figure.suptitle(_heading(table, len(found)), color=INK, fontsize=9)
+    lines = _heading(table, len(found)).splitlines()
+    wrapped = [textwrap.fill(line, int(CHARACTERS * width)) for line in lines]
+    figure.suptitle("\n".join(wrapped), color=INK, fontsize=9)
     return figure
 
 

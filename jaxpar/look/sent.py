@@ -113,7 +113,7 @@ def _of_weights(
         slices[family] = _axes(layout, names, "stored") - used
         updates[family] = _axes(layout, names, "optimizer") - used - slices[family]
     sliced = any(slices.values()) or any(updates.values())
-    share = "each its slices\n" if sliced else ""
+    share = "each device its slices\n" if sliced else ""
     for by_family, what, when, kind in (
         (gradients, "gradients{}, reduced", share, REDUCED),
         (slices, "parameters{}, gathered", "in each pass\n", GATHERED),
@@ -172,7 +172,7 @@ def _of_activations(layout: Layout, parameters: Sequence[Any], most) -> Iterator
         forth = f"{n} times a microbatch" if n > 1 else "once a microbatch"
         yield Sent(
             "activations, to the next stage",
-            f"{forth}\n{over}",
+            f"{forth}\nin each pass, {over}",
             PASSED,
             onwards(layout, STAGE, 1, most),
         )
