@@ -3,6 +3,7 @@
 pytest -m "slow or not slow" tests/test_processes.py
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -26,12 +27,14 @@ from jaxpar.partition.layout import Layout
 from jaxpar.run import fitting
 from jaxpar.run.directory import RunDir
 from tests.processes import (
+    SCRIPT,
     exit_statuses,
     losses,
     output_of,
     pretrain_with,
     rows_in,
     started,
+    wait_for_steps,
 )
 
 
@@ -289,3 +292,24 @@ def test_a_pipeline_over_two_processes_is_resumed_by_one(layout, tmp_path):
     for folder in (parted, tmp_path / "run"):
         assert pretrain.main(run, run_dir=folder) == 0
     assert_same_run(parted, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_pipeline_over_two_processes_is_killed_and_goes_on(tmp_path):
+    """Neither process can say goodbye; the resumed run repeats what was not saved."""
+    words = "--layout=stage=2,data=4", "--model.n-layers=2", "--log-every=1"
+    killed, whole = tmp_path / "killed", tmp_path / "whole" / "run"
+    often = ("--num-steps=100000", "--save-every=2", "--eval-every=100000")
+    command = ("pretrain", SCRIPT, "--no-compile-cache", "--run-dir", str(killed))
+    with started(tmp_path, 2, *command, *words, *often) as children:
+        wait_for_steps(children, tmp_path, killed)
+        for child in children:
+            child.kill()
+    with contextlib.closing(RunDir(killed).checkpoints()) as saved:
+        n = saved.steps()[-1] + 3
+    for folder in (killed, whole):
+        folder.parent.mkdir(exist_ok=True)
+        ends = (f"--num-steps={n}", "--save-every=2", "--eval-every=100000")
+        assert pretrain_with(2, tmp_path, folder, *words, *ends) == [0, 0]
+    assert losses(killed) == losses(whole)
+    assert set(losses(killed)) == set(range(1, n + 1))

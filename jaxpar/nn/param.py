@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxpar.errors import UserError
+from jaxpar.partition.precision import wide_type
 from jaxpar.partition.rules import require_known
 from jaxpar.partition.sharding import current_precision
 
@@ -78,7 +79,9 @@ def param(
                 f"fan_in({name!r}) names no axis of this parameter, which has "
                 f"{', '.join(dims) or 'none'}."
             )
-    value = init(rngs.params(), dims, jnp.dtype(current_precision().params))
+    dtype = jnp.dtype(current_precision().params)
+    # In a narrower type small moves of a bias would be lost.
+    value = init(rngs.params(), dims, wide_type(dtype) if moved_by else dtype)
     # Without eager sharding, a model can be built where there is no mesh.
     return nnx.Param(
         value,

@@ -19,6 +19,7 @@ from jaxpar.partition.layout_words import (
 )
 from jaxpar.partition.mesh import mesh
 from jaxpar.partition.rules import MESH_AXES, Rule, Rules, if_free
+from jaxpar.partition.zigzag import zigzag
 
 Dims = tuple[tuple[str, ...], ...]
 """The mesh axes that split each dimension of an array."""
@@ -46,8 +47,7 @@ class Layout(Spelled):
     attention: str = ""
     """How queries reach keys elsewhere: one of CONTEXT_WORDS; "" where seq is whole."""
     n_rounds: int = 1
-    """How often the pipeline goes round its stages; each holds as many chunks of layers
-    (see jaxpar.pipeline.layer_order)."""
+    """How often a pipeline goes round its stages (see jaxpar.pipeline.layer_order)."""
 
     @classmethod
     def parse(cls, text: str) -> "Layout":
@@ -123,18 +123,14 @@ class Layout(Spelled):
     def token_numbers(self, length: int) -> np.ndarray:
         """The number of the token at each place of a row, [length].
 
-        In order, except for causal attention over a split sequence, which is balanced
-        by a zigzag: of C devices the i-th gets the i-th of 2C chunks and the i-th from
-        the end, so that all compute equally much of the mask (Brandon et al., 2023).
+        In order, except for causal attention over a split sequence (see zigzag).
 
         Raises:
           UserError: the sequence's pieces do not divide the length.
         """
         (mesh_axes,) = self.split(("seq",), "computed")
         pieces = math.prod(self.sizes[axis] for axis in mesh_axes)
-        chunks = pieces
-        if self.reorders_seq:
-            chunks = math.lcm(2 * self.sizes["context"], pieces)
+        chunks = math.lcm(2 * self.sizes["context"] if self.reorders_seq else 1, pieces)
         if length % chunks:
             below = length - length % chunks
             raise UserError(
@@ -143,11 +139,7 @@ class Layout(Spelled):
                 f"{below or chunks} and {(below or chunks) + chunks}."
             )
         tokens = np.arange(length)
-        if not self.reorders_seq:
-            return tokens
-        halves = tokens.reshape(2, self.sizes["context"], -1)
-        from_start, from_end = halves[0], halves[1, ::-1]
-        return np.concatenate([from_start, from_end], axis=1).reshape(-1)
+        return zigzag(tokens, self.sizes["context"]) if self.reorders_seq else tokens
 
     def abstract(self) -> AbstractMesh:
         """The mesh without devices, to check shapes at any size."""

@@ -53,7 +53,10 @@ def on_devices(
     """One of the two above, of an array that stays split over devices as it is."""
     if layout.n_rounds == 1 or LAYERS not in names:
         return x
-    return _program(reorder, tuple(names), layout, x.sharding, donate)(x)
+    program = _program(reorder, tuple(names), layout, x.sharding, donate)
+    # One after another: a second copy of one array at a time, and on simulated devices
+    # several programs with collectives can wait for each other's threads.
+    return jax.block_until_ready(program(x))
 
 
 @functools.cache

@@ -24,7 +24,7 @@ class Running:
 
     experiment: Experiment
     placed: Placed
-    """Where the state is: the layout, on devices."""
+    """Where the state is: the layout, on devices, in its order (Recipe.to_natural)."""
     tokenizer: Tokenizer
     write_row: Write
     """Writes a row of metrics, in process 0."""

@@ -82,7 +82,7 @@ class History:
         rows = [
             {
                 "step": step,
-                **{k: v.tolist() for k, v in value.items()},
+                **{k: np.asarray(v).astype(float).tolist() for k, v in value.items()},
                 "seconds": seconds,
             }
             for step, value in zip(steps, values, strict=True)

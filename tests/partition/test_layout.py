@@ -51,7 +51,6 @@ def test_a_spelling_is_read_and_written_in_mesh_order(text, spelling, sizes):
         ("stage=2x0", "no positive size"),
         ("stage=2x", "no positive size"),
         ("data=2x2", "no positive size"),
-        ("expert=4", "not built yet"),
         ("tensor=2+cp", "no positive size"),
         ("ring=2,context=2", "at most one of context, ring, ulysses"),
         ("dp=8", "unknown mesh axis 'dp'"),
