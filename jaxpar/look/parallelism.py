@@ -152,8 +152,8 @@ def _heading(table: Table, n_drawn: int) -> str:
     weights = [row.path for row in kinds(table)]
     named = " and ".join(filter(None, [", ".join(weights[:-1]), *weights[-1:]]))
     return (
-        f"{table.heading[1]}{first}\nOn each device: rows (down) and tokens (across) "
-        f"of the batch; below, parts of {named}"
+        f"{table.heading[1]}{first}\nOn each device: rows (down) and tokens (across)"
+        f"; below, parts of {named}"
     )
 
 

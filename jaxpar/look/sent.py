@@ -1,7 +1,8 @@
 """Who sends what to whom in a training step, as the words of a layout say.
 
-Left out, since they are small: positions, sums of the loss, and the gradients of norms
-over devices that share products.
+Left out: what is small (positions, sums of the loss, gradients of norms over devices
+that share products), and what a model of one's own exchanges between `in_order` and
+`as_stored`.
 """
 
 import math
