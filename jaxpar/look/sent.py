@@ -185,7 +185,7 @@ def _of_activations(layout: Layout, parameters: Sequence[Any], most) -> Iterator
         )
     if EXPERT in layout.sizes and "experts" in logical:
         yield Sent(
-            "tokens to experts and back",
+            "tokens to experts, and back",
             f"in each layer and pass\n{_over(layout, {EXPERT})}",
             EXCHANGED,
             together(layout, [EXPERT], most),
