@@ -46,6 +46,7 @@ NOUNS = {
     "make_train_step": "jaxpar.train.step",
     "open_run": "jaxpar.run.opening",
     "place": "jaxpar.run.placing",
+    "plot_layout": "jaxpar.look.parallelism",
     "plot_losses": "jaxpar.look.curves",
     "read_metrics": "jaxpar.metrics.metrics_file",
     "show": "jaxpar.look.show",

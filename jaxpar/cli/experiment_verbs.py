@@ -18,6 +18,12 @@ def show(args: list[str]) -> None:
     table = show(asked.experiment, devices=asked.devices, classes=classes)
     if asked.plot:
         table.plot(asked.plot)
+    if asked.plot_layout:
+        from jaxpar.look import figures, parallelism
+
+        data = asked.experiment.data
+        figure = parallelism.draw(table, data.batch_size, data.seq_len)
+        figures.written(figure, asked.plot_layout)
     print_report(table, asked.json)
 
 

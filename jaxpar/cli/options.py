@@ -113,7 +113,9 @@ class Show(Look):
     devices: int | None = None
     """CPU devices for which layout=auto is chosen."""
     plot: Path | None = None
-    """Write the picture of what each device holds to this file: .png, .svg or .pdf."""
+    """Write the picture of what each device holds of each parameter to this PNG."""
+    plot_layout: Path | None = None
+    """Write the picture of who holds what, and sends what to whom, to this PNG."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxpar.look import figures
 from jaxpar.look.figures import COLORS, INK, PAPER
+from jaxpar.look.held import spelled
 from jaxpar.partition.layout import Layout
 from jaxpar.pipeline.layer_order import layer_order
 from jaxpar.pipeline.ticks import Schedule
@@ -51,7 +52,7 @@ def draw(table: Any) -> Any:
         _panel(figure.add_subplot(grid[divmod(i, COLUMNS)]), row, table.layout, i == 0)
     _bars(figure.add_subplot(grid[lines, :]), table)
     if table.layout.n_stages > 1:
-        _clock(figure.add_subplot(grid[lines + 1, :]), table)
+        draw_clock(figure.add_subplot(grid[lines + 1, :]), table.schedule)
     more = len(table.rows) - len(rows)
     rest = f"; {more} smaller parameters are not drawn" if more else ""
     model, on = table.heading
@@ -107,10 +108,7 @@ def _range(row: Any, ways: list[int], number: int, layout: Layout) -> str:
         if n > 1:
             held = layer_order(layout, size) if name == "layers" else np.arange(size)
             held = np.split(held, n)[place]
-            # One range for each round of a pipeline.
-            cuts = np.flatnonzero(np.diff(held) != 1) + 1
-            parts = np.split(held, cuts)
-            ranges.append(" ".join(f"{part[0]}:{part[-1] + 1}" for part in parts))
+            ranges.append(spelled(held))  # One span for each round of a pipeline.
     return "\n".join(ranges) or "all"
 
 
@@ -138,10 +136,10 @@ def clock(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
     return microbatches, rounds
 
 
-def _clock(panel: Any, table: Any) -> None:
-    schedule = table.schedule
+def draw_clock(panel: Any, schedule: Schedule) -> None:
+    """Draws the forward ticks of a pipeline: what each stage computes when."""
     numbers, rounds = clock(schedule)
-    colors, _ = _colors(table.microbatches)
+    colors, _ = _colors(schedule.n_microbatches)
     # Each round is paler than the one before it.
     strength = 1 - rounds[..., None] / (1.5 * schedule.n_rounds)
     cells = 1 - (1 - colors[numbers]) * strength
@@ -159,9 +157,9 @@ def _clock(panel: Any, table: Any) -> None:
     R = schedule.n_rounds
     rounds_said = f" in {R} rounds, each paler than the last" if R > 1 else ""
     panel.set_title(
-        f"Forward passes of {table.microbatches} microbatches{rounds_said}, then the "
-        f"backward ones in reverse; white is the bubble, {table.bubble:.0%} of all "
-        "ticks",
+        f"Forward passes of {schedule.n_microbatches} microbatches{rounds_said}, then "
+        f"the backward ones in reverse; white is the bubble, {schedule.bubble:.0%} of "
+        "all ticks",
         color=INK, fontsize=9,
     )  # fmt: skip
 
