@@ -1,13 +1,13 @@
 """Do 8 experts, 2 of them for each token, learn more than one MLP as wide as those 2?
 
-A mixture of experts on the standard library, in ten minutes on two cores; and its dense
-twin, which has as many parameters for each token and the same steps:
+A mixture of experts on the standard library, in some ten minutes on two cores; and its
+dense twin, which has as many parameters for each token and the same steps:
 
     jaxpar pretrain experiments/moe.py
     jaxpar pretrain experiments/moe.py --model.experts noexperts --layout data=2
 
-Expect  the routers' statistics in each line of metrics.jsonl; what came out stands in
-        experiments/LOG.md.
+Expect  the routers' statistics in each line of metrics.jsonl. After 1,000 steps both
+        are alike, 4.18 and 4.17 nats per token: experiments/LOG.md.
 """
 
 import dataclasses

@@ -19,9 +19,9 @@ def upcycled(theirs: Any, ours: Any, names: Names) -> Any:
     """The source's parameters, in which each expert has a copy of the MLP there.
 
     An MLP and its experts have the same paths; experts have one axis more. theirs,
-    ours: trees of arrays, or of their shapes. names: of our parameters. The mixture then
-    computes what the source does if gates add up to 1 (norm_top_k, scaling_factor=1),
-    nothing is dropped, and there are no shared experts.
+    ours: trees of arrays, or of their shapes. names: of our parameters. The mixture
+    then computes what the source does if gates add up to 1 (norm_top_k, and a
+    scaling_factor of 1), nothing is dropped, and there are no shared experts.
 
     Raises:
       UserError: none of the source's parameters fits an expert, with both shapes.

@@ -105,8 +105,8 @@ def dropless(
     experts: NOWHERE for a choice that is not to be computed. Choices are sorted by
     expert and exchanged with their numbers. XLA needs the size of what is sent before
     it runs: the most that can happen, where all tokens choose experts of one device; or
-    so large a part of it as `buffer_factor` says (of 1), with room for fewer; what overflows is
-    not computed.
+    so large a part of it as `buffer_factor` says (of 1), with room for fewer; what
+    overflows is not computed.
     """
     (n, k), devices = experts.shape, together.size
     own = n_experts // devices

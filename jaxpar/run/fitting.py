@@ -23,7 +23,7 @@ from jaxpar.optim.cut_short import cut_short
 from jaxpar.optim.select import matching
 from jaxpar.partition import cluster
 from jaxpar.partition.layout import Layout
-from jaxpar.run.divergence import nonfinite_steps, windows_by_step
+from jaxpar.run.divergence import nonfinite_steps
 from jaxpar.run.outcome import Outcome, why_ended
 from jaxpar.run.own_events import OwnEvents, Running, make_events
 from jaxpar.run.rewind import skipped_at
@@ -31,6 +31,7 @@ from jaxpar.run.saving import Save
 from jaxpar.run.session import Session
 from jaxpar.train.events import Decide, Evaluate, Log, require_watched
 from jaxpar.train.loop import Event, History, fit
+from jaxpar.train.nonfinite import windows_by_step
 from jaxpar.train.objective import is_own
 from jaxpar.train.replica_check import CheckReplicas
 from jaxpar.train.scoring import most_in_flight
@@ -235,7 +236,9 @@ def _events(
     """The events of a run, with what its checkpoint remembers."""
     experiment = session.experiment
     n_windows = len(session.prepared.train)
-    windows_of = windows_by_step(experiment, n_windows, pairs(skipped))
+    windows_of = windows_by_step(
+        experiment.seed, experiment.data.batch_size, n_windows, pairs(skipped)
+    )
     spikes = Spikes(
         experiment.on_spike,
         windows_of=windows_of,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxpar.data.order import Skipped, order
 from jaxpar.errors import Diverged
 from jaxpar.metrics.sinks import Row
 from jaxpar.tree import path_of
@@ -141,3 +142,15 @@ def stop_at_loss(row: Row) -> tuple[Row, Diverged | None]:
         f"The training loss of step {row['step']} is {row['loss']}; lower "
         "optim.peak_lr or clip gradients."
     )
+
+
+def windows_by_step(
+    seed: int, rows: int, n_windows: int, skipped: Skipped = ()
+) -> Callable[[int], list[int]]:
+    """A function from a step to the windows of its batch, as `order` makes it."""
+
+    def windows_of(step: int) -> list[int]:
+        # Step 1 is the first one, made of the batch of step 0.
+        return order(seed, step - 1, rows, n_windows, skipped).tolist()
+
+    return windows_of
