@@ -28,6 +28,7 @@ from jaxpar.partition.fixed_order import check_exact
 from jaxpar.partition.layout import Layout
 from jaxpar.partition.own_rows import Gathers
 from jaxpar.partition.precision import Precision
+from jaxpar.pipeline.ticks import microbatches
 from jaxpar.train.converge import Converged, Never, StopRule
 from jaxpar.train.nonfinite import OnNonfinite
 from jaxpar.train.objective import CausalLM, Objective
@@ -124,7 +125,7 @@ class Experiment(abc.ABC):
         layout.token_numbers(self.data.seq_len)
         self._check_stages(layout.n_stages, layout.n_rounds)
         rows, pieces = self.data.batch_size, layout.batch_divisor // layout.n_stages
-        n = layout.microbatches(self.microbatches, rows)
+        n = microbatches(layout, self.microbatches, rows)
         divisor = pieces * n
         if rows % divisor:
             near = max(divisor, rows // divisor * divisor)

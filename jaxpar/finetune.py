@@ -65,8 +65,8 @@ def main(
     # Orbax, which looks for steps, starts the backend: no devices can be added then.
     simulate_for(experiment, devices)
     source = Source(experiment.start_from, *classes)
-    own = RunDir(run_dir) if run_dir else None
-    own = own or find_begun(stem, experiment, source, step, check)
+    given = RunDir(run_dir) if run_dir else None
+    own = given or find_begun(stem, experiment, source, step, check)
     begun = begun_from(own) if own else None
     if own and begun and has_saved(own):
         require_same(own, begun, source, step)

@@ -135,13 +135,12 @@ def account(
         ),
     }
     if any(problems.values()):
-        types = {p: str(theirs[p].dtype) for p in misfits}
-        retyped = {p: t for p, t in types.items() if t != str(ours[p].dtype)}
+        retyped = [p for p in misfits if ours[p].dtype != theirs[p].dtype]
         reshaped = [path for path in misfits if path not in retyped]
-        remedies = [*_remedies(missing + unused, reshaped, not_grown, vocabulary)]
-        for dtype in sorted({*retyped.values()}):
-            remedies.append(f"Write precision.params={dtype}, the source's type.")
-        raise _unaccounted(problems, remedies)
+        remedies = _remedies(missing + unused, reshaped, not_grown, vocabulary)
+        types = sorted({str(theirs[path].dtype) for path in retyped})
+        said = (f"Write precision.params={t}, the source's type." for t in types)
+        raise _unaccounted(problems, [*remedies, *said])
     return Transfer(
         {path: tuple(ours[path].shape) for path in sorted(kept)},
         {p: tuple(theirs[p].shape) for p in sorted(theirs.keys() - set(taken))},

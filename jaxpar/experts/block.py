@@ -26,7 +26,7 @@ from jaxpar.experts.router import (
 )
 from jaxpar.experts.token_exchange import NOWHERE, dropless, in_slots
 from jaxpar.nn.linear import project
-from jaxpar.nn.mlp import ACTIVATIONS, MLP, MLPConfig
+from jaxpar.nn.mlp import MLP, MLPConfig, hidden_of
 from jaxpar.nn.param import constant, fan_in, param
 from jaxpar.partition.collectives import local
 from jaxpar.partition.notes import note
@@ -211,14 +211,11 @@ def _expert(
     matmul: GroupedMatmul,
 ) -> Float[Array, "M D"]:
     """The MLPs of this device's experts, on the rows of each."""
-    act, (w_up, w_down, *w_gate) = ACTIVATIONS[config.activation], ws
+    w_up, w_down, *w_gate = ws
     of_up, of_down, *of_gate = names
     up, *gate = project_groups(
         x, sizes, [w_up, *w_gate], [of_up, *of_gate], matmul=matmul
     )
-    if gate:
-        hidden = act(wide(gate[0])).astype(up.dtype) * up
-    else:
-        hidden = act(wide(up)).astype(up.dtype)
+    hidden = hidden_of(config, up.dtype, up, *gate)
     (y,) = project_groups(hidden, sizes, [w_down], [of_down], matmul=matmul)
     return y

@@ -42,15 +42,15 @@ class RouterConfig:
     def __post_init__(self):
         if self.top_k < 1:
             raise UserError(f"top_k={self.top_k}: a token needs 1 expert or more.")
-        if self.top_k == 1 and self.norm_top_k and self.score_function in SCORES:
-            raise UserError(
-                "top_k=1 with norm_top_k=True: the one gate is always 1, so the router "
-                "learns nothing from the tokens; write norm_top_k=False."
-            )
         if self.score_function not in SCORES:
             raise UserError(
                 f"score_function={self.score_function!r}; there are "
                 f"{', '.join(SCORES)}."
+            )
+        if self.top_k == 1 and self.norm_top_k:
+            raise UserError(
+                "top_k=1 with norm_top_k=True: the one gate is always 1, so the router "
+                "learns nothing from the tokens; write norm_top_k=False."
             )
         for name in ("balance_loss_coef", "z_loss_coef", "bias_update_rate"):
             if not 0 <= getattr(self, name) < math.inf:

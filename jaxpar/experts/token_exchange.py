@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxpar.partition.collectives import Collectives
 
-Experts = Callable[[jax.Array, jax.Array], jax.Array]
+RunExperts = Callable[[jax.Array, jax.Array], jax.Array]
 """(rows in the order of this device's experts, rows of each) -> what they make of
 them; rows after the last expert's give 0."""
 NOWHERE = -1
@@ -63,7 +63,7 @@ def in_slots(
     x: Float[Array, "b t D"],
     experts: Int[Array, "b t k"],
     slots: Int[Array, "b t k"],
-    run: Experts,
+    run: RunExperts,
     *,
     n_experts: int,
     n_slots: int,
@@ -95,7 +95,7 @@ def dropless(
     together: Collectives,
     x: Float[Array, "N D"],
     experts: Int[Array, "N k"],
-    run: Experts,
+    run: RunExperts,
     *,
     n_experts: int,
     buffer_factor: float,

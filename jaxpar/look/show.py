@@ -14,7 +14,7 @@ from jaxpar.models.base import ModelConfig
 from jaxpar.models.describe import describe, fields_of
 from jaxpar.partition.layout import DATA_WORDS, Layout, as_layout
 from jaxpar.partition.precision import in_its_types
-from jaxpar.pipeline.ticks import Schedule
+from jaxpar.pipeline.ticks import Schedule, microbatches
 from jaxpar.run.directory import RunDir
 from jaxpar.run.placing import layout_for
 from jaxpar.tables import Cells, Grid, Report, size_of
@@ -223,7 +223,7 @@ def show(
         state_bytes(recipe, wanted).optimizer,
         activation_bytes(experiment),
         tuple(_copied(experiment, recipe, wanted, rows)),
-        wanted.microbatches(experiment.microbatches, experiment.data.batch_size),
+        microbatches(wanted, experiment.microbatches, experiment.data.batch_size),
         _active(experiment.model, rows),
     )
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -95,7 +96,8 @@ def require_experts(config: ModelConfig, names: Any, layout: Layout) -> None:
 
     names: axis names of its parameters, by path.
     """
-    n = layout.sizes.get("expert", 1)
+    (mesh_axes,) = layout.split(("experts",), "stored")
+    n = math.prod(layout.sizes[axis] for axis in mesh_axes)
     if n > 1 and not any("experts" in axes for axes in names.values()):
         raise UserError(
             f"{type(config).__name__}: layout {layout.spelling} splits experts over "

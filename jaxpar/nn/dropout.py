@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxpar.partition.sharding import constrain, token_numbers
+from jaxpar.nn.sequence import token_numbers
+from jaxpar.partition.sharding import constrain
 
 
 def dropout(

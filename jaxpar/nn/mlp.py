@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxpar.config import require_positive
@@ -42,6 +43,22 @@ class MLPConfig:
             )
 
 
+def hidden_of(
+    config: MLPConfig,
+    dtype: DTypeLike,
+    up: Float[Array, "..."],
+    *gate: Float[Array, "..."],
+) -> Float[Array, "..."]:
+    """The hidden layer, of the projections of its input: up, and the gate if any.
+
+    dtype: that of what the activation function gives.
+    """
+    act = ACTIVATIONS[config.activation]
+    if gate:
+        return act(wide(gate[0])).astype(dtype) * up
+    return act(wide(up)).astype(dtype)
+
+
 class MLP(nnx.Module):
     """w_down act(w_up x), or w_down (act(w_gate x) * w_up x) where gated."""
 
@@ -57,15 +74,11 @@ class MLP(nnx.Module):
             self.b_down = param(rngs, constant(0.0), embed=D)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        act = ACTIVATIONS[self.config.activation]
         weights = [self.w_up, self.w_gate] if self.config.gated else [self.w_up]
         up_BTF, *gate = dense_each(x, *(("BTD,DF->BTF", w) for w in weights))
         if self.config.bias:
             up_BTF = add_bias(up_BTF, self.b_up)
-        if gate:
-            hidden_BTF = act(wide(gate[0])).astype(x.dtype) * up_BTF
-        else:
-            hidden_BTF = act(wide(up_BTF)).astype(x.dtype)
+        hidden_BTF = hidden_of(self.config, x.dtype, up_BTF, *gate)
         hidden_BTF = constrain(hidden_BTF, "batch", "seq", "mlp")
         out = dense("BTF,FD->BTD", note("mlp/hidden", hidden_BTF), self.w_down)
         if self.config.bias:

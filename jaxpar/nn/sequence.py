@@ -13,7 +13,6 @@ from jaxpar.partition.sharding import (
     WholeRowsNeeded,
     constrain,
     current_context,
-    token_numbers,
 )
 
 ROWS = ("batch", "seq")
@@ -112,3 +111,20 @@ def own_tokens(x: Shaped[Array, "B T ..."], length: int) -> Shaped[Array, "B t .
     if current_context().layout is None:
         return x
     return jnp.take(x, token_numbers(length), axis=1)
+
+
+def token_numbers(length: int) -> jax.Array:
+    """Which token of a row stands at each place, [length]; see Layout.token_numbers.
+
+    Where each device has its own piece of the rows, those of its piece.
+    """
+    context = current_context()
+    if context.layout is None:
+        return jnp.arange(length)
+    (axes,) = context.manual_dims(("seq",), "computed")
+    pieces = math.prod(context.layout.sizes[axis] for axis in axes)
+    numbers = jnp.asarray(context.layout.token_numbers(length * pieces))
+    if not axes:
+        return numbers
+    start = jax.lax.axis_index(axes) * length
+    return jax.lax.dynamic_slice_in_dim(numbers, start, length)

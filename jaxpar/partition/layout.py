@@ -79,26 +79,6 @@ class Layout(Spelled):
         """Stages of the pipeline; 1 without one."""
         return self.sizes.get(STAGE, 1)
 
-    def microbatches(self, asked: int, rows: int) -> int:
-        """How many microbatches a step of so many rows has.
-
-        Of a pipeline of S stages for which one is asked: 2 S, or S if its rows are too
-        few.
-
-        Raises:
-          UserError: the stages do not divide them.
-        """
-        S = self.n_stages
-        if S == 1 or asked % S == 0:
-            return asked
-        if asked == 1:
-            return S if rows % (2 * self.batch_divisor) else 2 * S
-        near = max(S, asked - asked % S)
-        raise UserError(
-            f"microbatches={asked} is not divisible by the {S} stages of layout "
-            f"{self.spelling}; the nearest legal numbers are {near} and {near + S}."
-        )
-
     @property
     def reorders_seq(self) -> bool:
         """Whether a row's tokens stand in another order than their own."""

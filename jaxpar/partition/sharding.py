@@ -68,13 +68,6 @@ class Context:
             for name, have, use in zip(names, stored, computed, strict=True)
         )
 
-    def groups_of(self, rows: int) -> int:
-        """Into how many microbatches a device's rows are cut for a pipeline."""
-        if (layout := self.layout) is None:
-            return 1
-        n = layout.microbatches(self.microbatches, rows * layout.batch_divisor)
-        return math.gcd(rows, n // layout.n_stages)
-
 
 class WholeRowsNeeded(Exception):
     """Raised while a step is traced that gave each device a piece of the rows."""
@@ -299,20 +292,3 @@ def pieces_along(name: str | None) -> int:
         return 1
     (axes,) = layout.split((name,), "computed")
     return math.prod(layout.sizes[axis] for axis in axes)
-
-
-def token_numbers(length: int) -> jax.Array:
-    """Which token of a row stands at each place, [length]; see Layout.token_numbers.
-
-    Where each device has its own piece of the rows, those of its piece.
-    """
-    context = current_context()
-    if context.layout is None:
-        return jnp.arange(length)
-    (axes,) = context.manual_dims(("seq",), "computed")
-    pieces = math.prod(context.layout.sizes[axis] for axis in axes)
-    numbers = jnp.asarray(context.layout.token_numbers(length * pieces))
-    if not axes:
-        return numbers
-    start = jax.lax.axis_index(axes) * length
-    return jax.lax.dynamic_slice_in_dim(numbers, start, length)

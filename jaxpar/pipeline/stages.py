@@ -10,6 +10,7 @@ leave in it take the outputs home.
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ from jaxpar.errors import UserError, one_line
 from jaxpar.partition.layout import STAGE
 from jaxpar.partition.manual_pieces import permute
 from jaxpar.partition.sharding import current_context
-from jaxpar.pipeline.ticks import Schedule
+from jaxpar.pipeline.ticks import Schedule, microbatches
 
 X = ("batch", "seq", "embed")
 """The axes of what goes through a stack."""
@@ -105,9 +106,11 @@ def _pipeline(block, blocks, x, per_row, remat) -> tuple[jax.Array, Any]:
 
 def _schedule_of(rows: int) -> Schedule:
     """The schedule of a device's rows under the layout in force."""
-    context = current_context()
-    n_rounds = context.layout.n_rounds if context.layout else 1
-    return Schedule(jax.lax.axis_size(STAGE), context.groups_of(rows), n_rounds)
+    context, S = current_context(), jax.lax.axis_size(STAGE)
+    if (layout := context.layout) is None:
+        return Schedule(S, 1)
+    n = microbatches(layout, context.microbatches, rows * layout.batch_divisor)
+    return Schedule(S, math.gcd(rows, n // layout.n_stages), layout.n_rounds)
 
 
 def _of_chunks(block, blocks, stage, schedule: Schedule, remat) -> Callable:

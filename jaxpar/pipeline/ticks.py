@@ -2,6 +2,9 @@
 
 from typing import Any, NamedTuple
 
+from jaxpar.errors import UserError
+from jaxpar.partition.layout import Layout
+
 
 class Schedule(NamedTuple):
     """Which microbatch a stage computes at which tick, and which of its layers.
@@ -51,3 +54,23 @@ class Schedule(NamedTuple):
         """The number of the microbatch that a stage computes in its turn."""
         S = self.n_stages
         return turn // self.period * S + turn % S
+
+
+def microbatches(layout: Layout, asked: int, rows: int) -> int:
+    """How many microbatches a step of so many rows has.
+
+    Of a pipeline of S stages for which one is asked: 2 S, or S if its rows are too few.
+
+    Raises:
+      UserError: the stages do not divide them.
+    """
+    S = layout.n_stages
+    if S == 1 or asked % S == 0:
+        return asked
+    if asked == 1:
+        return S if rows % (2 * layout.batch_divisor) else 2 * S
+    near = max(S, asked - asked % S)
+    raise UserError(
+        f"microbatches={asked} is not divisible by the {S} stages of layout "
+        f"{layout.spelling}; the nearest legal numbers are {near} and {near + S}."
+    )

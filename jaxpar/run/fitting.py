@@ -1,7 +1,6 @@
 """The training loop of a run, from one of its states on: batches, events, rows."""
 
 import contextlib
-import functools
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -254,7 +253,7 @@ def _events(
         every=experiment.save_every,
         also=lambda: {"spikes": spikes.memory},
         on_error=experiment.on_save_error,
-        to_natural=functools.partial(experiment.recipe().to_natural, session.placed),
+        to_natural=lambda s: experiment.recipe().to_natural(session.placed, s),
         require_equal=replicas.require_equal,
     )
     log = Log(

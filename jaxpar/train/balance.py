@@ -13,13 +13,11 @@ from jaxpar.tree import flatten, unflatten
 
 BIAS = "router_bias"
 """The name of a router's bias, beside its block's other parameters."""
-Reports = Mapping[str, Mapping[str, jax.Array]]
+Counts = Mapping[str, Mapping[str, jax.Array]]
 """Sums over a step's tokens of what routers report, by the paths of their blocks."""
 
 
-def with_moved_biases(
-    updates: Any, reports: Reports, rates: Mapping[str, float]
-) -> Any:
+def with_moved_biases(updates: Any, reports: Counts, rates: Mapping[str, float]) -> Any:
     """Updates in which routers' biases follow the loads, whatever an optimizer says.
 
     A bias rises by its rate where an expert got fewer choices than the mean of its
@@ -40,14 +38,14 @@ def with_moved_biases(
             is_mean = (load == mean) & (rest == 0)
             below = jnp.where(is_mean, 0, jnp.where(load <= mean, 1, -1))
             if (layout := current_context().layout) is not None:
-                # Reports have the layers of a stack in order; devices may not.
+                # Counts have the layers of a stack in order; devices may not.
                 names = ("layers", None)[-load.ndim :]
                 below = in_stored_order(below, names, layout)
             flat[path] = rate * below.astype(flat[path].dtype)
     return unflatten(flat)
 
 
-def router_metrics(reports: Reports) -> dict[str, jax.Array]:
+def router_metrics(reports: Counts) -> dict[str, jax.Array]:
     """Metrics of a step's routers; empty where there are none.
 
     router_entropy: of a token's scores, in nats, a mean. router_dropped: the part of

@@ -32,7 +32,7 @@ from jaxpar.partition.layout import Layout
 from jaxpar.partition.precision import Precision
 from jaxpar.partition.sharding import constrain
 from jaxpar.pipeline import stages
-from jaxpar.pipeline.ticks import Schedule
+from jaxpar.pipeline.ticks import Schedule, microbatches
 from jaxpar.run.directory import RunDir
 from jaxpar.train.gradients import make_gradients
 from jaxpar.train.state import create
@@ -187,9 +187,9 @@ def test_what_does_not_divide_is_refused_with_what_would(layout, fields, words):
 
 def test_few_rows_have_as_many_microbatches_as_stages():
     layout = Layout.parse("stage=2,data=2")
-    assert [layout.microbatches(1, rows) for rows in (4, 8, 12, 16)] == [2, 4, 2, 4]
-    assert layout.microbatches(6, 12) == 6
-    assert Layout.parse("data=4").microbatches(3, 12) == 3
+    assert [microbatches(layout, 1, rows) for rows in (4, 8, 12, 16)] == [2, 4, 2, 4]
+    assert microbatches(layout, 6, 12) == 6
+    assert microbatches(Layout.parse("data=4"), 3, 12) == 3
 
 
 def test_the_command_refuses_in_one_line(capsys):

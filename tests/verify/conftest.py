@@ -83,6 +83,14 @@ def eight_devices():
     assert len(jax.devices()) == 8
 
 
+def cases(forms, layouts, everyday):
+    """Each form on each layout; all but those of every day are slow."""
+    for form in forms:
+        for text in layouts:
+            marks = () if (form, text) in everyday else pytest.mark.slow
+            yield pytest.param(form, text, marks=marks, id=f"{form}-{text}")
+
+
 @functools.cache
 def reference_of(form: str) -> Reference:
     """One device's numbers, computed before the first layout is compared with them."""

@@ -6,7 +6,7 @@ pytest -m "slow or not slow" tests/verify/test_mixtures.py -k "dropless and ring
 import pytest
 
 from jaxpar.verify.prove import prove
-from tests.verify.conftest import USUAL
+from tests.verify.conftest import USUAL, cases
 
 LAYOUTS = (
     "data=8",
@@ -24,14 +24,9 @@ EVERYDAY = {("dropless", "data=2,expert=4")}
 OF_ROUTERS = {"router", "derivative", "bias"}
 
 
-def cases():
-    for form in ("dropless", "slots"):
-        for text in LAYOUTS:
-            marks = () if (form, text) in EVERYDAY else pytest.mark.slow
-            yield pytest.param(form, text, marks=marks, id=f"{form}-{text}")
-
-
-@pytest.mark.parametrize("form, layout", cases())
+@pytest.mark.parametrize(
+    "form, layout", cases(("dropless", "slots"), LAYOUTS, EVERYDAY)
+)
 def test_a_layout_computes_a_mixture_as_one_device_does(form, layout, reference):
     proof = prove(reference, layout)
     assert proof.passed, f"\n{proof}"

@@ -11,7 +11,7 @@ from jaxpar.verify import Reference, assert_same
 from jaxpar.verify.parts import PARTS
 from jaxpar.verify.prove import prove
 from tests.outside.own_model import BagConfig, experiment
-from tests.verify.conftest import GPT, USUAL, run_of
+from tests.verify.conftest import GPT, USUAL, cases, run_of
 
 LAYOUTS = (
     "data=8",
@@ -55,14 +55,7 @@ LAYOUTS_OF_ROWS = (
 )
 
 
-def cases():
-    for form in ("gpt", "llama"):
-        for text in LAYOUTS:
-            marks = () if (form, text) in EVERYDAY else pytest.mark.slow
-            yield pytest.param(form, text, marks=marks, id=f"{form}-{text}")
-
-
-@pytest.mark.parametrize("form, layout", cases())
+@pytest.mark.parametrize("form, layout", cases(("gpt", "llama"), LAYOUTS, EVERYDAY))
 def test_a_layout_computes_what_one_device_does(form, layout, reference):
     proof = prove(reference, layout)
     assert proof.passed, f"\n{proof}"
