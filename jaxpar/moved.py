@@ -35,6 +35,7 @@ MOVED: dict[str, tuple[str, ...]] = {
         "jaxpar.partition.precision",
         "jaxpar.partition.sharding",
         "jaxpar.partition.collectives",
+        "jaxpar.nn.sequence",
     ),
     "jaxpar.partition.sequence": (
         "jaxpar.nn.attention_kernel",
