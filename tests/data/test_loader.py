@@ -68,7 +68,7 @@ def test_the_reading_thread_ends_with_its_iterator():
     next(found)
     assert readers()
     del found
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while readers() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not readers()
