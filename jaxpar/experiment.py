@@ -71,8 +71,10 @@ class Experiment(abc.ABC):
     stages a multiple of S; where it is 1 there are 2 S, or S of few rows."""
     fsdp_gathers: Gathers = free("microbatch")
     """How often fsdp brings parameters together: microbatch (layer by layer, in both
-    passes of each one), or step (all of them once, in the wider of precision.params and
-    reduce, as every device then holds whole parameters and gradients)."""
+    passes of each one), round (of a circular pipeline, stage=SxR: those of a stage, in
+    both passes), or step (all of them once). The last two in the wider of
+    precision.params and reduce: a device then holds whole parameters and gradients, of
+    a round or of its stage."""
     exact: int = added(0)
     """Parts of a batch, a power of 2, whose sums are added up in one fixed order: a run
     has the same bits on any number of devices that divides it, with layouts of data and
@@ -134,6 +136,12 @@ class Experiment(abc.ABC):
                 f"layout {layout.spelling} x {n} microbatches; "
                 f"the nearest legal sizes are {near} and {near + divisor}."
             )
+        of_rounds = self.fsdp_gathers == "round"
+        if of_rounds and layout.stored.embed and layout.n_rounds == 1:
+            raise UserError(
+                f"fsdp_gathers=round: layout {layout.spelling} has no rounds, which "
+                "stage=SxR has; write microbatch or step."
+            )
         if self.exact:
             check_exact(layout, self.exact, self.microbatches, rows)
 
@@ -162,7 +170,7 @@ class Experiment(abc.ABC):
             raise UserError(f"check_replicas={self.check_replicas}: 0 (never) or more.")
         if self.fsdp_gathers not in get_args(Gathers):
             raise UserError(
-                f'fsdp_gathers={self.fsdp_gathers!r}: "microbatch" or "step".'
+                f'fsdp_gathers={self.fsdp_gathers!r}: "microbatch", "round" or "step".'
             )
         if self.exact < 0:
             raise UserError(f"exact={self.exact}: 0 (off) or a power of 2.")

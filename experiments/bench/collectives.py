@@ -37,6 +37,7 @@ from jaxpar.partition.devices import simulate_devices
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.own_rows import Gathers
 from jaxpar.partition.precision import Precision
+from jaxpar.pipeline.ticks import Schedule
 from jaxpar.train.objective import CausalLM
 from jaxpar.train.state import Recipe
 from jaxpar.train.step import make_train_step
@@ -142,7 +143,29 @@ def count(case: Case) -> tuple[list[Collective], dict[str, float]]:
     temporaries = program.memory_analysis().temp_size_in_bytes
     print(f"\n{case}: {temporaries / 2**20:,.1f} MiB of temporaries")
     found = program_text.collectives(program.as_text(), case.parsed.sizes)
+    if case.gathers == "round":
+        found = as_rounds_run(found, case.parsed, case.microbatches)
     return found, least(case.recipe, case.parsed, *case.shape, case.microbatches)
+
+
+def as_rounds_run(
+    found: Sequence[Collective], layout: Layout, microbatches: int
+) -> list[Collective]:
+    """What stages send that gather once a round, each at ticks of its own.
+
+    The program asks them at every tick, in conditionals of which `program_text` counts
+    each branch; a round's first chunk is gathered before the ticks.
+    """
+    S, R = layout.n_stages, layout.n_rounds
+    schedule = Schedule(S, microbatches // S, R)
+    n_rounds = schedule.n_groups * R
+    run = {"all-gather": n_rounds - 1, "reduce-scatter": n_rounds}
+    return [
+        dataclasses.replace(each, times=run[each.kind])
+        if each.kind in run and each.times == schedule.n_ticks
+        else each
+        for each in found
+    ]
 
 
 def report(case: Case, *, verbose: bool = False) -> float:

@@ -21,15 +21,17 @@ from jaxpar.partition.manual_pieces import gather_pieces, scatter_sum
 from jaxpar.partition.sharding import (
     AxisNames,
     WholeRowsNeeded,
+    axis_names,
     constrain,
     current_context,
     enter,
     gather,
 )
 
-Gathers = Literal["microbatch", "step"]
+Gathers = Literal["microbatch", "round", "step"]
 """How often fsdp brings parameters together: for each microbatch, layer by layer in
-both passes, or all of them once a step."""
+both passes; those of a stage for each round of a circular pipeline, in both passes; or
+all of them once a step."""
 ROWS = ("batch", "seq")
 T = TypeVar("T")
 
@@ -78,6 +80,7 @@ def on_own_rows(
             current_context(),
             manual=tuple(axes),
             gathered=gathers == "step",
+            by_round=gathers == "round",
             microbatches=microbatches,
         )
         with enter(context):
@@ -154,18 +157,34 @@ def gathered_for_loop(model: Any, call: Callable[..., Any]) -> Callable[..., Any
     if not context.manual or context.gathered:
         return functools.partial(call, model)
     graph, params, rest = nnx.split(model, nnx.Param, ...)
-    params = jax.tree.map(
-        lambda w: w.replace(gather(w)),
-        params,
-        is_leaf=lambda w: isinstance(w, nnx.Param),
-    )
-    whole = nnx.merge(graph, params, rest)
+    whole = nnx.merge(graph, gathered(params), rest)
 
     def run(*args):
         with enter(dataclasses.replace(context, gathered=True)):
             return call(whole, *args)
 
     return run
+
+
+def has_slices(params: Any) -> bool:
+    """Whether some parameters are in slices that have yet to be brought together."""
+    context = current_context()
+    return not context.gathered and any(
+        any(context.gathered_dims(axis_names(w)))
+        for w in jax.tree.leaves(params, is_leaf=_is_param)
+        if _is_param(w)
+    )
+
+
+def gathered(params: Any) -> Any:
+    """A tree with parameters, each brought together over the manual axes."""
+    return jax.tree.map(
+        lambda w: w.replace(gather(w)) if _is_param(w) else w, params, is_leaf=_is_param
+    )
+
+
+def _is_param(x: Any) -> bool:
+    return isinstance(x, nnx.Param)
 
 
 def reduce_once(grad: jax.Array, names: AxisNames) -> jax.Array:

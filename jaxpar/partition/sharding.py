@@ -38,6 +38,8 @@ class Context:
     collectives are called by name (jaxpar.partition.own_rows)."""
     gathered: bool = False
     """Whether parameters are whole over the manual axes, however they are stored."""
+    by_round: bool = False
+    """Whether a circular pipeline gathers parameters once a round."""
     recomputed: bool = False
     """Whether rematerialisation makes the residuals of backward rules again."""
     microbatches: int = 1

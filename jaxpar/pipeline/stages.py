@@ -21,7 +21,10 @@ from jaxtyping import Array, Float
 from jaxpar.errors import UserError, one_line
 from jaxpar.partition.layout import STAGE
 from jaxpar.partition.manual_pieces import permute
+from jaxpar.partition.own_rows import has_slices
 from jaxpar.partition.sharding import current_context
+from jaxpar.pipeline.chunks import in_order, of_chunks, rematerialised
+from jaxpar.pipeline.rounds import gathering_by_round
 from jaxpar.pipeline.ticks import Schedule, microbatches
 
 X = ("batch", "seq", "embed")
@@ -46,24 +49,7 @@ def stages(
     context = current_context()
     if STAGE in context.manual:
         return _pipeline(block, blocks, x, per_row, remat)
-    return _in_order(_rematerialised(block, remat), blocks, x, per_row, first=0)
-
-
-def _rematerialised(block, policy) -> Callable:
-    """The block, of which the policy says what is kept for the backward pass."""
-    if policy is None:
-        return block
-    return jax.checkpoint(block, policy=policy, prevent_cse=False)
-
-
-def _in_order(block, blocks, x, per_row, *, first) -> tuple[jax.Array, Any]:
-    """These layers one after another; first: the number of the first of them."""
-
-    def body(x, piece):
-        return block(*piece, x, *per_row)
-
-    n = jax.tree.leaves(blocks)[0].shape[0]
-    return jax.lax.scan(body, x, (first + jnp.arange(n), blocks))
+    return in_order(rematerialised(block, remat), blocks, x, per_row, first=0)
 
 
 def _pipeline(block, blocks, x, per_row, remat) -> tuple[jax.Array, Any]:
@@ -73,9 +59,8 @@ def _pipeline(block, blocks, x, per_row, remat) -> tuple[jax.Array, Any]:
     _require_rows(len(x), per_row)
     inputs = x.reshape(schedule.n_groups, -1, *x.shape[1:])
     travelling = _for_all_stages(per_row, schedule)
-    run_chunk = _of_chunks(block, blocks, stage, schedule, remat)
 
-    def tick(carry, t):
+    def tick(run_chunk, carry, t):
         ring, received, outputs = carry
         ring, outputs = _at_home(t, ring, inputs, outputs, schedule)
         # In later rounds the first stage goes on with what the last one has sent.
@@ -93,9 +78,22 @@ def _pipeline(block, blocks, x, per_row, remat) -> tuple[jax.Array, Any]:
         return (_turned(ring, t, schedule), _send(y, 1), outputs), aux
 
     nothing = _nothing_yet(inputs)
-    carry, aux = jax.lax.scan(
-        tick, (nothing, nothing, jnp.zeros_like(inputs)), jnp.arange(schedule.n_ticks)
+    carry = nothing, nothing, jnp.zeros_like(inputs)
+    chunks = functools.partial(
+        of_chunks, block, stage=stage, schedule=schedule, remat=remat
     )
+    if schedule.n_rounds > 1 and current_context().by_round and has_slices(blocks):
+        carry, aux = gathering_by_round(
+            lambda chunk, *args: tick(chunks(chunk, only_one=True), *args),
+            blocks,
+            carry,
+            stage,
+            schedule,
+        )
+    else:
+        carry, aux = jax.lax.scan(
+            functools.partial(tick, chunks(blocks)), carry, jnp.arange(schedule.n_ticks)
+        )
     ring, received, outputs = carry
     # The last microbatch has reached the first stage, and goes home from there.
     ring = _send(jnp.where(stage == 0, received, ring), -1)
@@ -111,68 +109,6 @@ def _schedule_of(rows: int) -> Schedule:
         return Schedule(S, 1)
     n = microbatches(layout, context.microbatches, rows * layout.batch_divisor)
     return Schedule(S, math.gcd(rows, n // layout.n_stages), layout.n_rounds)
-
-
-def _of_chunks(block, blocks, stage, schedule: Schedule, remat) -> Callable:
-    """A function (round, x, per_row) -> (x, aux) of a stage's layers of that round."""
-    n = jax.tree.leaves(blocks)[0].shape[0] // schedule.n_rounds
-    if schedule.n_rounds == 1:
-        block = _rematerialised(block, remat)
-        return lambda _, x, mine: _in_order(block, blocks, x, mine, first=stage * n)
-    policy = remat or _all_but_cuts
-    block = functools.partial(_rematerialised(_reading_again(block), policy), blocks)
-
-    def run(number, x, mine):
-        places = number * n + jnp.arange(n)
-        chunk = jax.tree.map(
-            lambda w: jax.lax.dynamic_slice_in_dim(w, number * n, n), blocks
-        )
-        first = (number * schedule.n_stages + stage) * n
-        return _in_order(block, (places, chunk), x, mine, first=first)
-
-    return run
-
-
-def _reading_again(block) -> Callable:
-    """The block, which reads its weights from all those of the stage.
-
-    Its own piece only takes their gradient. Else the pieces of each tick would be kept
-    for the backward pass: copies of the stage's weights, one for each microbatch.
-    """
-
-    def run(blocks, layer, piece, x, *per_row):
-        place, weights = piece
-        return block(layer, _read(weights, blocks, place), x, *per_row)
-
-    return run
-
-
-def _all_but_cuts(primitive, *_, **__) -> bool:
-    """A policy that keeps everything but what `_cut` gives."""
-    return primitive not in (jax.lax.dynamic_slice_p, jax.lax.reshape_p)
-
-
-def _cut(blocks, place) -> Any:
-    """What stands at a place of all blocks."""
-
-    def of(w):
-        start = (place, *(jnp.zeros_like(place),) * (w.ndim - 1))
-        return jax.lax.dynamic_slice(w, start, (1, *w.shape[1:])).reshape(w.shape[1:])
-
-    return jax.tree.map(of, blocks)
-
-
-@jax.custom_jvp
-def _read(piece, blocks, place) -> Any:
-    """What stands at a place of all blocks; its derivative is that of `piece`."""
-    return _cut(blocks, place)
-
-
-@_read.defjvp
-def _(primals, tangents) -> tuple[Any, Any]:
-    _, blocks, place = primals
-    # Not `_read` itself: a rematerialisation policy would not see what it does.
-    return _cut(blocks, place), tangents[0]
 
 
 @contextlib.contextmanager

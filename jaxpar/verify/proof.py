@@ -91,7 +91,9 @@ class Proof(Report):
         """The result in one line."""
         count = f"{len(self.leaves)} leaves"
         if self.passed:
-            worst = max((leaf.error for leaf in self.leaves), default=0.0)
+            # A derivative is compared with differences of the loss, which are rougher.
+            alike = (leaf for leaf in self.leaves if leaf.kind != "derivative")
+            worst = max((leaf.error for leaf in alike), default=0.0)
             return (
                 f"passed: {count} of {self.layout} are those of one device "
                 f"(largest error {worst:.1e})"
@@ -125,7 +127,7 @@ class Proof(Report):
                 moment, _, inside = path.partition("/")
                 path = inside if inside in parameters else path
                 kind = f"state {moment}"
-            if path in parameters:
+            if path in parameters and kind != "derivative":
                 cells.setdefault(path, {})[kind] = _cell(leaf)
             else:
                 label = f"{leaf.kind} {path}" if leaf.kind != path else path
@@ -137,6 +139,10 @@ class Proof(Report):
         if any(leaf.zero for leaf in self.leaves):
             lines.append(
                 "0: zero mathematically; its error is relative to the largest gradient."
+            )
+        if any(leaf.kind == "derivative" for leaf in self.leaves):
+            lines.append(
+                "derivative: a router's gradient against differences of the loss."
             )
         worst = max((leaf.error for leaf in self.leaves), default=0.0)
         if not self.passed and worst < ROUNDING:
