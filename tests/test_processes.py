@@ -280,15 +280,26 @@ def test_one_process_agrees_with_itself():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["stage=2,data=4", "stage=2x2,data=4"])
-def test_a_pipeline_over_two_processes_is_resumed_by_one(layout, tmp_path):
-    """Each process has a stage; the devices of one go on with both."""
+@pytest.mark.parametrize(
+    "processes, layout, gathers",
+    [
+        (2, "stage=2,data=4", "microbatch"),
+        (2, "stage=2x2,data=4", "microbatch"),
+        (4, "stage=2x2,fsdp=4", "round"),
+    ],
+)
+def test_a_pipeline_over_processes_is_resumed_by_one(
+    processes, layout, gathers, tmp_path
+):
+    """Each process has a stage, or half of one; the devices of one go on with all."""
     n = 2 * Layout.parse(layout).n_rounds
     model = dataclasses.replace(RUN.model, n_layers=n)
-    words = f"--model.n-layers={n}", f"--layout={layout}"
-    parted = tmp_path / "parted"
-    assert pretrain_with(2, tmp_path, parted, *words, "--num-steps=3") == [0, 0]
-    run = dataclasses.replace(RUN, model=model, layout=Layout.parse(layout))
+    words = f"--model.n-layers={n}", f"--layout={layout}", f"--fsdp-gathers={gathers}"
+    parted, ends = tmp_path / "parted", [0] * processes
+    assert pretrain_with(processes, tmp_path, parted, *words, "--num-steps=3") == ends
+    run = dataclasses.replace(
+        RUN, model=model, layout=Layout.parse(layout), fsdp_gathers=gathers
+    )
     for folder in (parted, tmp_path / "run"):
         assert pretrain.main(run, run_dir=folder) == 0
     assert_same_run(parted, tmp_path)

@@ -93,13 +93,16 @@ def abstract_batch(placed: Placed, B: int, T: int) -> dict[str, jax.ShapeDtypeSt
 
 
 def compiled_step(
-    recipe: Recipe, placed: Placed, B: int, T: int, *, microbatches: int = 1
+    recipe: Recipe, placed: Placed, B: int, T: int, **options: Any
 ) -> jax.stages.Compiled:
-    """The training step, compiled for the devices where `placed` puts it."""
+    """The training step, compiled for the devices where `placed` puts it.
+
+    options: those of make_train_step, such as microbatches.
+    """
     # Here, so that steps which change at the same time do not stop this module.
     from jaxpar.train.step import make_train_step
 
-    step = make_train_step(recipe, placed, microbatches=microbatches)
+    step = make_train_step(recipe, placed, **options)
     batch = abstract_batch(placed, B, T)
     return step.lower(recipe.target(placed), batch).compile()
 

@@ -21,11 +21,10 @@ import numpy as np
 
 from jaxpar import cache
 from jaxpar.data.tokenizer import Tokenizer
-from jaxpar.data.windows import Items, Numbers, TokenFile
+from jaxpar.data.windows import Numbers, TokenFile
 from jaxpar.guard.sealed_json import json_object
 from jaxpar.tokens.block_checksums import (
     CheckedFile,
-    ChecksumWriter,
     damaged,
     unreadable,
 )
@@ -84,13 +83,6 @@ class StoredNumbers:
                 f"{META} says that none is larger than {most}"
             )
         return found
-
-
-def write_items(folder: pathlib.Path, items: Items) -> dict[str, Any]:
-    """Writes ITEMS; what the metadata says of it, under `files`."""
-    with ChecksumWriter(folder / ITEMS) as file:
-        np.save(file, np.array([items.ends, items.prompts, items.sizes], np.int64))
-    return file.facts
 
 
 def write_meta(folder: pathlib.Path, meta: dict[str, Any]) -> None:

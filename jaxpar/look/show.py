@@ -283,11 +283,13 @@ def _others(
     if axis != "data":
         words.pop(layout.attention if axis == "context" else axis)
         ways *= layout.sizes[axis]
+    # A layout without rounds cannot gather once a round.
+    anyhow = dataclasses.replace(experiment, fsdp_gathers="microbatch")
     for word in ("zero1", "fsdp"):
         text = ",".join(f"{w}={n}" for w, n in {**words, word: ways}.items())
         with contextlib.suppress(UserError):
             other = Layout.parse(text)
-            experiment.check_layout(other)
+            anyhow.check_layout(other)
             if sum(state_bytes(recipe, other)) <= sum(state_bytes(recipe, layout)):
                 found[other.spelling] = other
     return found

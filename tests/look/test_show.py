@@ -87,6 +87,15 @@ def test_what_is_copied_is_said_with_the_layout_that_really_splits_it():
     assert not show(experiment(layout="data=1")).copied
 
 
+def test_what_is_recommended_is_the_same_however_often_fsdp_gathers():
+    by_tick, by_round = (
+        copied(show(experiment(layout="fsdp=2,stage=2x2", fsdp_gathers=how)))
+        for how in ("microbatch", "round")
+    )
+    assert by_tick == by_round
+    assert by_tick["parameters", "stage"].layout == "fsdp=4"
+
+
 def test_a_word_that_splits_nothing_of_it_is_not_recommended():
     table = show(experiment())
     # Biases of heads have no axis that zero1 or fsdp splits.

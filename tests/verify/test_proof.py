@@ -43,3 +43,12 @@ def test_the_table_marks_what_differs_and_names_the_place():
     assert "zero mathematically" in text
     assert "<td>w</td>" in FAILED._repr_html_()
     assert "a &lt;model&gt;" in FAILED._repr_html_()
+
+
+def test_a_derivative_has_a_row_of_its_own_and_is_no_error_of_the_layout():
+    more = (Leaf("w", "gradient", 2e-15, 1e-12), Leaf("w", "derivative", 8e-8, 1e-4))
+    text = str(Proof("data=2", "", LEAVES[:2] + more))
+    assert "derivative w 8.0e-08" in " ".join(text.split())
+    assert "derivative: a router's gradient against differences of the loss" in text
+    assert text.endswith("passed: 4 leaves of data=2 are those of one device "
+                         "(largest error 2.0e-15)")  # fmt: skip
