@@ -72,11 +72,12 @@ class _Passes:
 
         def step(carry, t):
             chunk, carry = carry
-            chunk = jax.lax.cond(
-                self._begins(t) & (t > self.stage),
-                lambda: self.gather(blocks, t),
-                lambda: chunk,
+            chunk, late = jax.lax.cond(
+                self._has_turn(t, of_round=0) & (t > self.stage),
+                lambda: (self.gather(blocks, t), t < 0),
+                lambda: (chunk, t < -1),
             )
+            t = _after(late, t)
             (carry, aux), pull_back = jax.vjp(
                 lambda chunk, carry, closed: self.tick(chunk, carry, t, *closed),
                 chunk, carry, closed,
@@ -93,44 +94,55 @@ class _Passes:
         blocks, closed, pull_backs = needed
         carry, aux = grads
         n_ticks, end = self.schedule.n_ticks, self.stage + self.schedule.n_turns - 1
+        last = self.gather(blocks, n_ticks - 1)
+
+        def reduced(of_chunk, of_blocks, t):
+            pull_back = jax.vjp(lambda blocks: self.gather(blocks, t), blocks)[1]
+            return _added(of_blocks, *pull_back(_cotangents(of_chunk, last)))
 
         def step(state, each):
             chunk, of_chunk, of_blocks, carry, of_closed = state
             t, pull_back, of_aux = each
-            of_aux = _cotangents(of_aux, jax.tree.map(lambda x: x[0], aux))
-            ends = self._ends(t)
-            chunk = jax.lax.cond(
-                ends & (t < end), lambda: self.gather(blocks, t), lambda: chunk
+
+            enters = self._has_turn(t, of_round=self.schedule.n_stages - 1) & (t < end)
+            chunk, of_blocks, late = jax.lax.cond(
+                enters,
+                lambda: (
+                    self.gather(blocks, t),
+                    reduced(of_chunk, of_blocks, t + 1),
+                    t < 0,
+                ),
+                lambda: (chunk, of_blocks, t < -1),
             )
+            of_chunk = [jnp.where(enters, 0, x) for x in of_chunk]
+            carry, of_aux = _after(late, (carry, of_aux))
+            of_aux = _cotangents(of_aux, jax.tree.map(lambda x: x[0], aux))
             pull_back = _with(pull_back, (chunk, closed))
             more, carry, others = pull_back((carry, of_aux))
-            of_chunk = _added([jnp.where(ends, 0, x) for x in of_chunk], more)
-
-            def reduced():
-                pull_back = jax.vjp(lambda blocks: self.gather(blocks, t), blocks)[1]
-                return _added(of_blocks, *pull_back(_cotangents(of_chunk, chunk)))
-
-            of_blocks = jax.lax.cond(self._begins(t), reduced, lambda: of_blocks)
-            of_closed = _added(of_closed, others)
+            of_chunk, of_closed = _added(of_chunk, more), _added(of_closed, others)
             return (chunk, of_chunk, of_blocks, carry, of_closed), None
 
-        last = self.gather(blocks, n_ticks - 1)
         start = last, _zeros(last), _zeros(blocks), carry, _zeros(closed)
         each = jnp.arange(n_ticks), pull_backs, _floats(aux)
         found, _ = jax.lax.scan(step, start, each, reverse=True)
-        _, _, of_blocks, carry, of_closed = found
+        _, of_chunk, of_blocks, carry, of_closed = found
+        of_blocks = reduced(of_chunk, of_blocks, 0)
         return _cotangents(of_blocks, blocks), carry, _cotangents(of_closed, closed)
 
-    def _begins(self, t):
-        """Whether the stage begins a round at tick t."""
-        return self._has_turn(t) & ((t - self.stage) % self.schedule.n_stages == 0)
+    def _has_turn(self, t, of_round):
+        """Whether the stage takes its turn of this number in some round at tick t."""
+        S, turn = self.schedule.n_stages, t - self.stage
+        return (turn >= 0) & (turn < self.schedule.n_turns) & (turn % S == of_round)
 
-    def _ends(self, t):
-        """Whether it ends one."""
-        return self._has_turn(t) & ((t + 1 - self.stage) % self.schedule.n_stages == 0)
 
-    def _has_turn(self, t):
-        return (t >= self.stage) & (t < self.stage + self.schedule.n_turns)
+def _after(late: jax.Array, tree: Any) -> Any:
+    """Arrays, which are the same, but not there before `late`, which is never true.
+
+    On CPUs XLA starts what comes after a conditional before the collectives in it have
+    begun; devices that begin collectives in another order wait for each other. Only
+    data makes it wait: late comes out of the conditional.
+    """
+    return jax.tree.map(lambda x: x + late.astype(x.dtype), tree)
 
 
 @jax.tree_util.register_static

@@ -5,6 +5,7 @@ pytest tests/pipeline/test_rounds.py
 
 import collections
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -159,6 +160,16 @@ def test_a_device_gathers_as_often_as_it_has_rounds(gathers, M, monkeypatch):
     times = n_rounds if gathers == "round" else n_ticks
     once = 2 * times * n_devices
     assert counts == {"gather_pieces": 2 * once, "scatter_sum": once}
+
+
+def test_a_tick_waits_until_its_stage_has_gathered():
+    """Devices that begin collectives in another order wait for each other for ever."""
+    run = {"rows": 16, "microbatches": 4, "fsdp_gathers": "round"}
+    text = compiled("fsdp=2,stage=2x2", **run).as_text()
+    gathering = re.findall(r"%(\S+) = \(.* pred\[\]\) conditional\(", text)
+    assert len(gathering) == 2  # Of the forward and of the backward pass.
+    for name in gathering:
+        assert re.search(rf"= pred\[\] get-tuple-element\(%{name}\)", text)
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
