@@ -154,15 +154,16 @@ def as_rounds_run(
     """What stages send that gather once a round, each at ticks of its own.
 
     The program asks them at every tick, in conditionals of which `program_text` counts
-    each branch; a round's first chunk is gathered before the ticks.
+    each branch. A round's are taken where its stage enters it, but for the first one,
+    which stands outside the ticks.
     """
-    S, R = layout.n_stages, layout.n_rounds
-    schedule = Schedule(S, microbatches // S, R)
-    n_rounds = schedule.n_groups * R
-    run = {"all-gather": n_rounds - 1, "reduce-scatter": n_rounds}
+    S = layout.n_stages
+    schedule = Schedule(S, microbatches // S, layout.n_rounds)
+    entered = schedule.n_turns // S - 1
     return [
-        dataclasses.replace(each, times=run[each.kind])
-        if each.kind in run and each.times == schedule.n_ticks
+        dataclasses.replace(each, times=entered)
+        if each.kind in ("all-gather", "reduce-scatter")
+        and each.times == schedule.n_ticks
         else each
         for each in found
     ]

@@ -25,7 +25,7 @@ def gathering_by_round(
 
     chunk: the layers of the stage's round at tick t, gathered. The backward pass goes
     through the ticks the other way, gathers each chunk where its round ends, and
-    reduces its gradient where it began: nothing gathered is kept between the passes.
+    reduces its gradient where it began. Between the passes only the last chunk is kept.
     """
     context = dataclasses.replace(current_context(), gathered=True)
 
@@ -86,15 +86,14 @@ class _Passes:
 
         ticks = jnp.arange(self.schedule.n_ticks)
         start = self.gather(blocks, 0), carry
-        (_, carry), (aux, pull_backs) = jax.lax.scan(step, start, ticks)
-        return (carry, aux), (blocks, closed, pull_backs)
+        (chunk, carry), (aux, pull_backs) = jax.lax.scan(step, start, ticks)
+        return (carry, aux), (blocks, closed, pull_backs, chunk)
 
     def backward(self, needed, grads):
         """The gradients of blocks, carry and what a tick closes over."""
-        blocks, closed, pull_backs = needed
+        blocks, closed, pull_backs, last = needed
         carry, aux = grads
-        n_ticks, end = self.schedule.n_ticks, self.stage + self.schedule.n_turns - 1
-        last = self.gather(blocks, n_ticks - 1)
+        end = self.stage + self.schedule.n_turns - 1
 
         def reduced(of_chunk, of_blocks, t):
             pull_back = jax.vjp(lambda blocks: self.gather(blocks, t), blocks)[1]
@@ -123,7 +122,7 @@ class _Passes:
             return (chunk, of_chunk, of_blocks, carry, of_closed), None
 
         start = last, _zeros(last), _zeros(blocks), carry, _zeros(closed)
-        each = jnp.arange(n_ticks), pull_backs, _floats(aux)
+        each = jnp.arange(self.schedule.n_ticks), pull_backs, _floats(aux)
         found, _ = jax.lax.scan(step, start, each, reverse=True)
         _, of_chunk, of_blocks, carry, of_closed = found
         of_blocks = reduced(of_chunk, of_blocks, 0)
