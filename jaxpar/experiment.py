@@ -70,11 +70,11 @@ class Experiment(abc.ABC):
     """Parts of a batch that go through the model one after another; in a pipeline of S
     stages a multiple of S; where it is 1 there are 2 S, or S of few rows."""
     fsdp_gathers: Gathers = free("microbatch")
-    """How often fsdp brings parameters together: microbatch (layer by layer, in both
-    passes of each one), round (of a circular pipeline, stage=SxR: those of a stage, in
-    both passes), or step (all of them once). The last two in the wider of
-    precision.params and reduce: a device then holds whole parameters and gradients, of
-    a round or of its stage."""
+    """How often fsdp brings parameters together in training: microbatch (layer by
+    layer, in both passes of each one), round (of a circular pipeline, stage=SxR: the
+    layers that a stage computes in a round, in both passes), or step (all of them once,
+    in the wider of precision.params and reduce). With the last two a device holds whole
+    parameters and gradients, of a round or of all its layers."""
     exact: int = added(0)
     """Parts of a batch, a power of 2, whose sums are added up in one fixed order: a run
     has the same bits on any number of devices that divides it, with layouts of data and

@@ -37,7 +37,7 @@ from jaxpar.partition.devices import simulate_devices
 from jaxpar.partition.layout import Layout, Placed
 from jaxpar.partition.own_rows import Gathers
 from jaxpar.partition.precision import Precision
-from jaxpar.pipeline.ticks import Schedule
+from jaxpar.pipeline.ticks import Schedule, microbatches
 from jaxpar.train.objective import CausalLM
 from jaxpar.train.state import Recipe
 from jaxpar.train.step import make_train_step
@@ -143,8 +143,9 @@ def count(case: Case) -> tuple[list[Collective], dict[str, float]]:
     temporaries = program.memory_analysis().temp_size_in_bytes
     print(f"\n{case}: {temporaries / 2**20:,.1f} MiB of temporaries")
     found = program_text.collectives(program.as_text(), case.parsed.sizes)
-    if case.gathers == "round":
-        found = as_rounds_run(found, case.parsed, case.microbatches)
+    if case.gathers == "round" and case.parsed.n_rounds > 1:
+        n = microbatches(case.parsed, case.microbatches, case.shape[0])
+        found = as_rounds_run(found, case.parsed, n)
     return found, least(case.recipe, case.parsed, *case.shape, case.microbatches)
 
 
@@ -164,6 +165,7 @@ def as_rounds_run(
         dataclasses.replace(each, times=entered)
         if each.kind in ("all-gather", "reduce-scatter")
         and each.times == schedule.n_ticks
+        and "/cond/" in each.where
         else each
         for each in found
     ]

@@ -30,8 +30,8 @@ from jaxpar.partition.sharding import (
 
 Gathers = Literal["microbatch", "round", "step"]
 """How often fsdp brings parameters together: for each microbatch, layer by layer in
-both passes; those of a stage for each round of a circular pipeline, in both passes; or
-all of them once a step."""
+both passes; for each round of a circular pipeline, the layers that a stage computes in
+it, in both passes; or all of them once a step."""
 ROWS = ("batch", "seq")
 T = TypeVar("T")
 

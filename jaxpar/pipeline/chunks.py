@@ -28,13 +28,14 @@ def in_order(block, blocks, x, per_row, *, first) -> tuple[jax.Array, Any]:
 
 
 def of_chunks(
-    block, blocks, stage, schedule: Schedule, remat, *, only_one: bool = False
+    block, blocks, stage, schedule: Schedule, remat, *, one_round: bool = False
 ) -> Callable:
     """A function (round, x, per_row) -> (x, aux) of a stage's layers of that round.
 
-    blocks: all layers of the stage, or only those of the rounds that it is called for.
+    blocks: all layers of the stage; with one_round only those of the round that it is
+    called for.
     """
-    n = jax.tree.leaves(blocks)[0].shape[0] // (1 if only_one else schedule.n_rounds)
+    n = jax.tree.leaves(blocks)[0].shape[0] // (1 if one_round else schedule.n_rounds)
     if schedule.n_rounds == 1:
         block = rematerialised(block, remat)
         return lambda _, x, mine: in_order(block, blocks, x, mine, first=stage * n)
@@ -42,7 +43,7 @@ def of_chunks(
     block = functools.partial(rematerialised(_reading_again(block), policy), blocks)
 
     def run(number, x, mine):
-        start = 0 if only_one else number * n
+        start = 0 if one_round else number * n
         chunk = jax.tree.map(
             lambda w: jax.lax.dynamic_slice_in_dim(w, start, n), blocks
         )

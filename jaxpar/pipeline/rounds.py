@@ -1,8 +1,8 @@
 """A circular pipeline for which fsdp gathers a stage's weights once a round.
 
-A stage then holds the chunk of layers that it computes whole, and no other. Stages
-begin a round one after another, so each of them gathers at a tick of its own. That is
-no collective that some devices miss: those that share a chunk are of one stage.
+A stage then has, gathered, only the chunk of layers that it is computing. Stages enter
+a round one after another, so each gathers at a tick of its own, in a conditional. All
+devices of a group that gathers take the same branch: they are of one stage.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from jaxpar.partition.own_rows import gathered
 from jaxpar.partition.sharding import current_context, enter, in_this_context
@@ -24,8 +25,9 @@ def gathering_by_round(
     """Scans tick(chunk, carry, t) -> (carry, aux) over all ticks of a schedule.
 
     chunk: the layers of the stage's round at tick t, gathered. The backward pass goes
-    through the ticks the other way, gathers each chunk where its round ends, and
-    reduces its gradient where it began. Between the passes only the last chunk is kept.
+    through the ticks the other way, gathers each chunk when it enters a round at its
+    end, and reduces the chunk's gradient when it leaves the round. Between the passes
+    only the last chunk is kept.
     """
     context = dataclasses.replace(current_context(), gathered=True)
 
@@ -43,10 +45,10 @@ def gathering_by_round(
 
         return gathered(jax.tree.map(of_round, blocks))
 
-    chunk = jax.eval_shape(gather, blocks, 0)
-    # What a tick closes over may have gradients, too.
-    on_whole, closed = jax.closure_convert(on_whole, chunk, carry, 0)
-    passes = _Passes(on_whole, gather, stage, schedule)
+    ticks = jnp.arange(schedule.n_ticks)
+    chunk = jax.eval_shape(gather, blocks, ticks[0])
+    on_whole, closed = _without_closure(on_whole, chunk, carry, ticks[0])
+    passes = _Passes(on_whole, gather, ticks, stage, schedule)
 
     @jax.custom_vjp
     def run(*args):
@@ -61,50 +63,48 @@ class _Passes:
     """The forward pass through all ticks, and the backward one."""
 
     tick: Callable
-    """(chunk, carry, t, *closed) -> (carry, aux)."""
+    """(closed, chunk, carry, t) -> (carry, aux)."""
     gather: Callable
     """(blocks, t) -> the chunk of the stage's round at tick t."""
+    ticks: jax.Array
     stage: jax.Array
     schedule: Schedule
 
     def forward(self, blocks, carry, closed):
         """((carry, aux of all ticks), what the backward pass needs)."""
 
-        def step(carry, t):
-            chunk, carry = carry
-            chunk, late = jax.lax.cond(
-                self._has_turn(t, of_round=0) & (t > self.stage),
+        def step(state, t):
+            chunk, carry = state
+            # The first chunk is there before the first tick.
+            chunk, token = jax.lax.cond(
+                self._has_turn(t, 0) & (t > self.stage),
                 lambda: (self.gather(blocks, t), t < 0),
                 lambda: (chunk, t < -1),
             )
-            t = _after(late, t)
+            t = _after(token, t)
             (carry, aux), pull_back = jax.vjp(
-                lambda chunk, carry, closed: self.tick(chunk, carry, t, *closed),
-                chunk, carry, closed,
+                lambda closed, chunk, carry: self.tick(closed, chunk, carry, t),
+                closed, chunk, carry,
             )  # fmt: skip
-            return (chunk, carry), (aux, _without(pull_back, (chunk, closed)))
+            return (chunk, carry), (aux, _without(pull_back, (closed, chunk)))
 
-        ticks = jnp.arange(self.schedule.n_ticks)
-        start = self.gather(blocks, 0), carry
-        (chunk, carry), (aux, pull_backs) = jax.lax.scan(step, start, ticks)
-        return (carry, aux), (blocks, closed, pull_backs, chunk)
+        state = self.gather(blocks, self.ticks[0]), carry
+        (chunk, carry), (aux, pull_backs) = jax.lax.scan(step, state, self.ticks)
+        return (carry, aux), (blocks, closed, chunk, pull_backs)
 
     def backward(self, needed, grads):
         """The gradients of blocks, carry and what a tick closes over."""
-        blocks, closed, pull_backs, last = needed
-        carry, aux = grads
-        end = self.stage + self.schedule.n_turns - 1
+        blocks, closed, last, pull_backs = needed
+        S, end = self.schedule.n_stages, self.stage + self.schedule.n_turns - 1
 
         def reduced(of_chunk, of_blocks, t):
             pull_back = jax.vjp(lambda blocks: self.gather(blocks, t), blocks)[1]
             return _added(of_blocks, *pull_back(_cotangents(of_chunk, last)))
 
-        def step(state, each):
+        def step(state, t):
             chunk, of_chunk, of_blocks, carry, of_closed = state
-            t, pull_back, of_aux = each
-
-            enters = self._has_turn(t, of_round=self.schedule.n_stages - 1) & (t < end)
-            chunk, of_blocks, late = jax.lax.cond(
+            enters = self._has_turn(t, S - 1) & (t < end)
+            chunk, of_blocks, token = jax.lax.cond(
                 enters,
                 lambda: (
                     self.gather(blocks, t),
@@ -114,34 +114,56 @@ class _Passes:
                 lambda: (chunk, of_blocks, t < -1),
             )
             of_chunk = [jnp.where(enters, 0, x) for x in of_chunk]
-            carry, of_aux = _after(late, (carry, of_aux))
-            of_aux = _cotangents(of_aux, jax.tree.map(lambda x: x[0], aux))
-            pull_back = _with(pull_back, (chunk, closed))
-            more, carry, others = pull_back((carry, of_aux))
-            of_chunk, of_closed = _added(of_chunk, more), _added(of_closed, others)
-            return (chunk, of_chunk, of_blocks, carry, of_closed), None
+            t, carry = _after(token, (t, carry))
+            pull_back, aux = jax.tree.map(lambda x: x[t], (pull_backs, _floats(of_aux)))
+            pull_back = _with(pull_back, (closed, chunk))
+            found = pull_back((carry, _cotangents(aux, aux_of_tick)))
+            of_closed, of_chunk = (
+                _added(of_closed, found[0]),
+                _added(of_chunk, found[1]),
+            )
+            return (chunk, of_chunk, of_blocks, found[2], of_closed), None
 
-        start = last, _zeros(last), _zeros(blocks), carry, _zeros(closed)
-        each = jnp.arange(self.schedule.n_ticks), pull_backs, _floats(aux)
-        found, _ = jax.lax.scan(step, start, each, reverse=True)
-        _, of_chunk, of_blocks, carry, of_closed = found
-        of_blocks = reduced(of_chunk, of_blocks, 0)
+        carry, of_aux = grads
+        aux_of_tick = jax.tree.map(lambda x: x[0], of_aux)
+        state = last, _zeros(last), _zeros(blocks), carry, _zeros(closed)
+        state, _ = jax.lax.scan(step, state, self.ticks, reverse=True)
+        _, of_chunk, of_blocks, carry, of_closed = state
+        of_blocks = reduced(of_chunk, of_blocks, self.ticks[0])
         return _cotangents(of_blocks, blocks), carry, _cotangents(of_closed, closed)
 
-    def _has_turn(self, t, of_round):
-        """Whether the stage takes its turn of this number in some round at tick t."""
+    def _has_turn(self, t, place):
+        """Whether the stage's turn at tick t is the one at this place of some round."""
         S, turn = self.schedule.n_stages, t - self.stage
-        return (turn >= 0) & (turn < self.schedule.n_turns) & (turn % S == of_round)
+        return (turn >= 0) & (turn < self.schedule.n_turns) & (turn % S == place)
 
 
-def _after(late: jax.Array, tree: Any) -> Any:
-    """Arrays, which are the same, but not there before `late`, which is never true.
+def _after(token: jax.Array, tree: Any) -> Any:
+    """Arrays as they are, which are there only when the token is, which is false.
 
-    On CPUs XLA starts what comes after a conditional before the collectives in it have
-    begun; devices that begin collectives in another order wait for each other. Only
-    data makes it wait: late comes out of the conditional.
+    XLA's runtime for CPUs starts what stands behind a conditional before collectives
+    in it have begun, and devices that begin collectives in another order wait for each
+    other. Only data makes it wait: the token comes out of the conditional, from tests
+    that no tick passes, another one in each branch so that XLA cannot know the result.
     """
-    return jax.tree.map(lambda x: x + late.astype(x.dtype), tree)
+    return jax.tree.map(lambda x: x + token.astype(x.dtype), tree)
+
+
+def _without_closure(f: Callable, *args: Any) -> tuple[Callable, list[jax.Array]]:
+    """f, which is given as its first argument all arrays that it closes over; and they.
+
+    They may have gradients; and arrays that stay closed over would be kept anew for the
+    backward pass of each tick.
+    """
+    jaxpr, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+
+    def run(closed, *args):
+        call = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr.jaxpr, closed))
+        return jax.tree.unflatten(
+            jax.tree.structure(shapes), call(*jax.tree.leaves(args))
+        )
+
+    return run, jaxpr.consts
 
 
 @jax.tree_util.register_static

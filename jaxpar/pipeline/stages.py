@@ -84,7 +84,7 @@ def _pipeline(block, blocks, x, per_row, remat) -> tuple[jax.Array, Any]:
     )
     if schedule.n_rounds > 1 and current_context().by_round and has_slices(blocks):
         carry, aux = gathering_by_round(
-            lambda chunk, *args: tick(chunks(chunk, only_one=True), *args),
+            lambda chunk, *args: tick(chunks(chunk, one_round=True), *args),
             blocks,
             carry,
             stage,
