@@ -20,20 +20,38 @@ def gather_pieces(
 
     rest: the layout over the axes that are left to the compiler.
     """
-    return _by_hand(
-        lambda w: jax.lax.all_gather(w, axes, axis=dim, tiled=True), w, names, rest
+    if not _splits(rest, names, dim):
+        return _by_hand(
+            lambda w: jax.lax.all_gather(w, axes, axis=dim, tiled=True), w, names, rest
+        )
+    # Each piece is split once more: only whole pieces stand one after another.
+    pieces = (*names[:dim], None, *names[dim:])
+    w = _by_hand(
+        lambda w: jax.lax.all_gather(w, axes, axis=dim), w, names, rest, becomes=pieces
     )
+    return w.reshape(*w.shape[:dim], -1, *w.shape[dim + 2 :])
 
 
 def scatter_sum(
     grad: jax.Array, names: Names, dim: int, axes: Sequence[str], rest: Layout | None
 ) -> jax.Array:
     """The sum of a gradient over manual axes, which split a dimension of it then."""
+    if not _splits(rest, names, dim):
+        return _by_hand(
+            lambda g: jax.lax.psum_scatter(g, axes, scatter_dimension=dim, tiled=True),
+            grad,
+            names,
+            rest,
+        )
+    pieces = (*names[:dim], None, *names[dim:])
+    n = jax.lax.axis_size(tuple(axes))
+    grad = grad.reshape(*grad.shape[:dim], n, -1, *grad.shape[dim + 1 :])
     return _by_hand(
-        lambda g: jax.lax.psum_scatter(g, axes, scatter_dimension=dim, tiled=True),
+        lambda g: jax.lax.psum_scatter(g, axes, scatter_dimension=dim),
         grad,
-        names,
+        pieces,
         rest,
+        becomes=names,
     )
 
 
@@ -51,18 +69,27 @@ def permute(
     return _by_hand(collective, x, names, rest if is_split else None, "computed")
 
 
+def _splits(rest: Layout | None, names: Names, dim: int) -> bool:
+    """Whether the compiler's axes split this dimension of a parameter, too."""
+    return rest is not None and bool(rest.split(names, "stored")[dim])
+
+
 def _by_hand(
     collective: Callable[[jax.Array], jax.Array],
     x: jax.Array,
     names: Names,
     rest: Layout | None,
     which: str = "stored",
+    becomes: Names | None = None,
 ) -> jax.Array:
+    """The collective, with all axes manual; becomes: the result's names, if others."""
     if rest is None:
         return collective(x)
-    spec = rest.spec(names, which)
     run = jax.shard_map(
-        collective, in_specs=spec, out_specs=spec, axis_names=set(rest.sizes),
+        collective,
+        in_specs=rest.spec(names, which),
+        out_specs=rest.spec(names if becomes is None else becomes, which),
+        axis_names=set(rest.sizes),
         check_vma=False,
-    )  # fmt: skip
+    )
     return run(x)
