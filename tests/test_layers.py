@@ -14,7 +14,7 @@ import jaxpar
 
 ROOT = Path(jaxpar.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
-MOST_LINES, MOST_LINES_IN_A_ROOM = 29_700, 2_500
+MOST_LINES, MOST_LINES_IN_A_ROOM = 29_800, 2_500
 # Words of a private dialect that this code once had.
 PRIVATE = re.compile(r"\b(wish|granted|heed|told|born|lent)\b", re.IGNORECASE)
 LEVELS = (
