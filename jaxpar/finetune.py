@@ -70,10 +70,9 @@ def main(
     begun = begun_from(own) if own else None
     if own and begun and has_saved(own):
         require_same(own, begun, source, step)
-        run, origin = own, begun
+        run, origin, tokens = own, begun, tokenizer.load(own.tokenizer_dir)
         stored = own.open(*classes_of(experiment), *classes)
         experiment = experiment.with_model_of(lambda: stored)
-        tokens = tokenizer.load(own.tokenizer_dir)
     else:
         experiment = experiment.with_model_of(lambda: source.experiment)
         origin = _first_origin(own, begun, source, step, check)

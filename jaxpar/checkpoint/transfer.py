@@ -135,12 +135,9 @@ def account(
         ),
     }
     if any(problems.values()):
-        retyped = [p for p in misfits if ours[p].dtype != theirs[p].dtype]
-        reshaped = [path for path in misfits if path not in retyped]
-        remedies = _remedies(missing + unused, reshaped, not_grown, vocabulary)
-        types = sorted({str(theirs[path].dtype) for path in retyped})
-        said = (f"Write precision.params={t}, the source's type." for t in types)
-        raise _unaccounted(problems, [*remedies, *said])
+        types = _other_types(misfits, ours, theirs)
+        remedies = _remedies(missing + unused, misfits, types, not_grown, vocabulary)
+        raise _unaccounted(problems, remedies)
     return Transfer(
         {path: tuple(ours[path].shape) for path in sorted(kept)},
         {p: tuple(theirs[p].shape) for p in sorted(theirs.keys() - set(taken))},
@@ -232,10 +229,15 @@ def _fits(
 def _remedies(
     one_sided: list[str],
     misfits: list[str],
+    types: Mapping[str, Any],
     not_grown: list[str],
     vocabulary: Vocabulary,
 ) -> Iterator[str]:
-    """What to write instead, for each kind of problem."""
+    """What to write instead, for each kind of problem.
+
+    types: those of the source, of misfits that have another one.
+    """
+    reshaped = [path for path in misfits if path not in types]
     if not_grown and vocabulary.ours > vocabulary.theirs:
         yield (
             f"Write grow_vocab={vocabulary.ours} to keep the rows of the source's "
@@ -246,17 +248,26 @@ def _remedies(
             f"A vocabulary cannot shrink: give the model a vocab_size of "
             f"{vocabulary.theirs} or more."
         )
-    positions = [path for path in misfits if vocabulary.axes(path, POSITION)]
+    positions = [path for path in reshaped if vocabulary.axes(path, POSITION)]
     if positions:
         yield (
             "Learned positions cannot be added to: keep the source's max_positions, "
             f"with rows that are no longer, or learn all of {positions} anew."
         )
-    if named := sorted({*one_sided, *misfits, *not_grown}):
+    if named := sorted({*one_sided, *reshaped, *not_grown}):
         yield (
             "Name what may stay fresh, or be left out, in keep_fresh; for all of it "
             f"write keep_fresh={tuple(named)}."
         )
+    for kind in sorted({str(kind) for kind in types.values()}):
+        yield f"Write precision.params={kind}, the source's type."
+
+
+def _other_types(
+    paths: list[str], ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The source's types, of the paths where it has another one."""
+    return {p: theirs[p].dtype for p in paths if theirs[p].dtype != ours[p].dtype}
 
 
 def _both(path: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
